@@ -1,0 +1,1 @@
+"""Bits and tensors: packing, decoding, Viterbi. One plain reference per operation, fast paths beside it."""

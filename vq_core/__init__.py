@@ -1,0 +1,1 @@
+"""The self-contained core: specs, encoders, file format, pipeline. Knows no host."""

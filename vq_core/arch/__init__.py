@@ -1,0 +1,1 @@
+"""SDXL as data: which tensors exist, what each is for, how foreign names map to ours."""

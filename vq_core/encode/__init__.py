@@ -1,0 +1,1 @@
+"""Encoders: a matrix and a spec in, a coded part out."""
