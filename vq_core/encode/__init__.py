@@ -1,1 +1,88 @@
-"""Encoders: a matrix and a spec in, a coded part out."""
+"""Encoders: one weight and a spec in, one blob and its measured error out."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import FormatError
+from ..record import build_blob, parse_blob
+from ..spec import Spec
+
+
+@dataclass(frozen=True)
+class EncodedWeight:
+    """One coded weight: its blob, what it lost, and the shared tables it needs."""
+
+    blob: torch.Tensor                     # uint8 [bytes]
+    relative_error: float                  # squared error over squared norm of the weight
+    tables: tuple[int, ...]                # ids of shared tables
+
+
+def encoder_for(kind: str):
+    """The function that codes one matrix with this kind of spec."""
+    if kind == "trellis":
+        from .trellis import encode_trellis as encode
+    elif kind == "additive":
+        from .additive import encode_additive as encode
+    elif kind == "product":
+        from .product import encode_product as encode
+    elif kind == "palette":
+        from .palette import encode_palette as encode
+    else:
+        from .uniform import encode_uniform as encode
+    return encode
+
+
+def to_matrix(weight: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Input channels start..stop of [out, in] or [out, in, kh, kw] as the coded matrix [out, taps * channels]."""
+    part = weight[:, start:stop]
+    if part.dim() == 4:
+        part = part.permute(0, 2, 3, 1)    # [out_features, kh, kw, channels]
+    return part.reshape(part.shape[0], -1).contiguous()
+
+
+def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dtype: torch.dtype = torch.float16,
+                  splits: tuple[int, ...] = (), seed: int = 0, device: str | None = None, progress=None,
+                  **options) -> EncodedWeight:
+    """Code one weight, float32 [out, in] or [out, in, kh, kw].
+
+    splits: sizes of the input-channel ranges coded apart (Q-Diffusion's split shortcut); () = one range.
+    Raises FormatError naming the key where the weight holds NaN or Inf.
+    """
+    if not torch.isfinite(weight).all():
+        bad = int((~torch.isfinite(weight)).sum())
+        raise FormatError(f"expected finite weights, got {bad} NaN or Inf values in '{key}'; repair the checkpoint or "
+                          f"leave the layer as it is with --skip")
+    from ..tables import table_by_id
+
+    encode, channels = encoder_for(spec.kind), weight.shape[1]
+    taps = weight[0, 0].numel()
+    edges = [0]
+    for size in splits or (channels,):
+        edges.append(edges[-1] + size)
+    parts = []
+    for start, stop in zip(edges, edges[1:], strict=False):
+        part = encode(to_matrix(weight, start, stop), spec, channels=stop - start, taps=taps, seed=seed,
+                      device=device, progress=progress, **options)
+        parts.append((start, stop, spec.kind, part))
+    blob, tables = build_blob(tuple(weight.shape), source_dtype, parts), _table_ids(parts)
+    coded = parse_blob(blob, {i: table_by_id(i) for i in tables}, key)
+    return EncodedWeight(blob, relative_error(weight, coded), tables)
+
+
+def _table_ids(parts) -> tuple[int, ...]:
+    from ..tables import table_id_of
+
+    return tuple(sorted({table_id_of(part) for _, _, kind, part in parts if kind == "trellis"}))
+
+
+def relative_error(weight: torch.Tensor, coded, rows: int = 1024) -> float:
+    """Squared error over squared norm, computed in row chunks; 0 for an all-zero weight coded exactly."""
+    lost = norm = 0.0
+    for start in range(0, weight.shape[0], rows):
+        original = weight[start:start + rows].float()                               # [rows, in, ...]
+        decoded = coded.decode(torch.float32, start, start + original.shape[0])
+        lost += float((original - decoded).square().sum(dtype=torch.float64))
+        norm += float(original.square().sum(dtype=torch.float64))
+    return lost / norm if norm else lost
