@@ -1,0 +1,114 @@
+"""`vqpack COMMAND ...`: arguments, exit codes (0 done, 1 failed with one line, 2 usage) and nothing else."""
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..errors import Interrupted, VQError
+from ..version import __version__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="vqpack", description="Codebook-compressed SDXL checkpoints.")
+    parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_quantize, _add_inspect, _add_decompress, _add_verify, _add_demo, _add_doctor):
+        add(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    _use_utf8()
+    try:
+        return args.run(args) or 0
+    except (KeyboardInterrupt, Interrupted):
+        print("\nstopped; nothing was left half-written, the same command goes on where it stopped", file=sys.stderr)
+        return 1
+    except VQError as error:
+        print(f"vqpack: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("vqpack: out of memory; close other programs or use fewer parts (--parts unet)", file=sys.stderr)
+        return 1
+    except OSError as error:
+        name = f" '{error.filename}'" if error.filename else ""
+        print(f"vqpack: {error.strerror or error}{name}", file=sys.stderr)
+        return 1
+
+
+def _use_utf8() -> None:
+    for stream in (sys.stdout, sys.stderr):     # a cp1252 console must not fail on a file name
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _add_quantize(commands) -> None:
+    from .quantize import run
+
+    p = commands.add_parser("quantize", help="turn a checkpoint into one small file")
+    p.add_argument("source", metavar="IN", help=".safetensors checkpoint, UNet file or diffusers folder")
+    p.add_argument("-o", "--output", metavar="OUT", help="file or folder (default: beside IN, named by its bits)")
+    p.add_argument("--bits", type=float, default=3.0, metavar="B",
+                   help="code rate of the UNet's coded layers: trellis 1, 1.5 ... 4; additive, product 1 to 4; "
+                        "palette, uniform 1 to 8 (default 3)")
+    p.add_argument("--method", default="trellis", choices=("trellis", "additive", "product", "palette", "uniform"))
+    p.add_argument("--plan", metavar="FILE", help="JSON plan; replaces --bits, --method, --text-encoder-bits, --skip")
+    p.add_argument("--text-encoder-bits", type=int, default=6, choices=(16, 8, 6, 4), metavar="B",
+                   help="16 (kept), 8, 6 or 4 (default 6)")
+    p.add_argument("--parts", default="unet,te,vae", help="what the file keeps (default unet,te,vae)")
+    p.add_argument("--skip", metavar="REGEX", help="layers left as they are")
+    p.add_argument("--window", type=int, choices=(8, 12), help="trellis window; 8 is faster and a little worse")
+    p.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    p.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    p.set_defaults(run=run)
+
+
+def _add_inspect(commands) -> None:
+    from .files import run_inspect
+
+    p = commands.add_parser("inspect", help="what a file holds and what it cost")
+    p.add_argument("file")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.set_defaults(run=run_inspect)
+
+
+def _add_decompress(commands) -> None:
+    from .files import run_decompress
+
+    p = commands.add_parser("decompress", help="write an ordinary checkpoint that every UI reads")
+    p.add_argument("source", metavar="IN")
+    p.add_argument("-o", "--output", required=True, metavar="OUT")
+    p.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), help="default: each tensor's own")
+    p.add_argument("--overwrite", action="store_true")
+    p.set_defaults(run=run_decompress)
+
+
+def _add_verify(commands) -> None:
+    from .files import run_verify
+
+    p = commands.add_parser("verify", help="check a file's integrity, and its error against the original")
+    p.add_argument("file")
+    p.add_argument("--against", metavar="ORIGINAL")
+    p.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    p.set_defaults(run=run_verify)
+
+
+def _add_demo(commands) -> None:
+    from .tools import run_demo
+
+    p = commands.add_parser("demo", help="quantize an embedded model at four rates and draw the pictures")
+    p.add_argument("--out", default="demo", metavar="DIR")
+    p.set_defaults(run=run_demo)
+
+
+def _add_doctor(commands) -> None:
+    from .tools import run_doctor
+
+    p = commands.add_parser("doctor", help="what this machine can do, and why not more")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.set_defaults(run=run_doctor)
