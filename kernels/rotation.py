@@ -1,0 +1,89 @@
+"""Sign flips and block Hadamard transforms along the input channels (docs/format.md, 4). Nothing is normalized here.
+
+Every sum of integers below 2**24 is exact in float32, so decoded integers stay exact integers.
+"""
+from __future__ import annotations
+
+import torch
+
+MAX_BLOCK = 2**15
+
+
+def signs(seed: int, channels: int, device: torch.device | str | None = None) -> torch.Tensor:
+    """Signs of the channels, int8 [channels] of -1 and +1: top bit of splitmix64 of seed * 2**32 + channel.
+
+    Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators" (the finalizer).
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"a rotation seed must lie in [0, 2**32), got {seed}")
+    z = torch.arange(channels, dtype=torch.int64) + _signed(seed << 32) + _signed(0x9E3779B97F4A7C15)  # [channels]
+    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    z = z ^ _shift_right(z, 31)
+    return torch.where(z < 0, -1, 1).to(device=device, dtype=torch.int8)  # [channels]
+
+
+def unrotate(v: torch.Tensor, block: int, signs: torch.Tensor, taps: int = 1) -> torch.Tensor:
+    """Decode direction: out[.., j] = sign[j] * sum_i v[.., i] * H[i, j] within blocks of `block` channels of a tap.
+
+    v is [rows, taps * channels] of any signed dtype that holds the sums (float32: exact up to 2**24);
+    the result is a new tensor of the same dtype. Zero sums of float inputs come back as +0.
+    """
+    out = hadamard(v, block)
+    return out.mul_(_tiled(signs, v, taps)).add_(0)  # -0 + 0 = +0: the result is an integer, its zero has no sign
+
+
+def rotate(w: torch.Tensor, block: int, signs: torch.Tensor, taps: int = 1) -> torch.Tensor:
+    """Encode direction, the transpose of unrotate: unrotate(rotate(w)) = block * w. w is [rows, taps * channels]."""
+    return hadamard(w * _tiled(signs, w, taps), block)
+
+
+def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
+    """Unnormalized Sylvester transform of consecutive blocks of the last dimension of x [rows, cols], a new tensor.
+
+    log2(block) rounds of sums and differences on a [block, rows * blocks] copy, where every round is contiguous:
+    the same rounds on the row-major layout have runs shorter than a vector register.
+    """
+    rows, cols = x.shape
+    _check_block(block, cols)
+    here = x.reshape(-1, block).t().clone(memory_format=torch.contiguous_format)  # [block, rows * cols / block]
+    there = torch.empty_like(here)
+    half = 1
+    while half < block:
+        pair_in, pair_out = here.view(block // (2 * half), 2, half, -1), there.view(block // (2 * half), 2, half, -1)
+        torch.add(pair_in[:, 0], pair_in[:, 1], out=pair_out[:, 0])
+        torch.sub(pair_in[:, 0], pair_in[:, 1], out=pair_out[:, 1])
+        here, there, half = there, here, 2 * half
+    return here.t().reshape(rows, cols)
+
+
+def hadamard_matrix(block: int, device: torch.device | str | None = None, dtype=torch.float32) -> torch.Tensor:
+    """Sylvester matrix [block, block] with entries (-1)**popcount(i & j)."""
+    _check_block(block, block)
+    matrix = torch.ones(1, 1, dtype=dtype)  # [1, 1]
+    while matrix.shape[0] < block:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])  # doubles
+    return matrix.to(device)
+
+
+def _tiled(signs: torch.Tensor, like: torch.Tensor, taps: int) -> torch.Tensor:
+    if like.shape[-1] != taps * signs.numel():
+        raise ValueError(f"rotation needs taps * channels columns, got {like.shape[-1]} columns "
+                         f"for {taps} taps of {signs.numel()} channels")
+    return signs.to(device=like.device, dtype=like.dtype).repeat(taps)  # [taps * channels]
+
+
+def _check_block(block: int, cols: int) -> None:
+    if block < 1 or block > MAX_BLOCK or block & (block - 1):
+        raise ValueError(f"a Hadamard block must be a power of two up to {MAX_BLOCK}, got {block}")
+    if cols % block:
+        raise ValueError(f"a Hadamard block must divide the channels, got block {block} for {cols} columns")
+
+
+def _signed(value: int) -> int:
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _shift_right(z: torch.Tensor, bits: int) -> torch.Tensor:
+    return (z >> bits) & (2 ** (64 - bits) - 1)  # logical, not arithmetic
