@@ -1,1 +1,14 @@
-"""SDXL as data: which tensors exist, what each is for, how foreign names map to ours."""
+"""Architectures as data: families, layers in coding order, key names of other tools."""
+from __future__ import annotations
+
+from .detect import Architecture, detect
+from .layer import Layer, component_of, make_layer, make_layers
+from .unet import UNET_PREFIX, UNet, read_unet
+
+__all__ = ["UNET_PREFIX", "Architecture", "Layer", "UNet", "component_of", "detect", "layers", "make_layer",
+           "make_layers", "read_unet"]
+
+
+def layers(source) -> list[Layer]:
+    """All tensors of a Source (anything with keys() and shape(key)), in coding order."""
+    return make_layers({key: tuple(source.shape(key)) for key in source.keys()})
