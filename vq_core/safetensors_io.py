@@ -102,7 +102,7 @@ def read_header(path: str | os.PathLike) -> Header:
 def _read_header(file, name: str) -> Header:
     size = os.fstat(file.fileno()).st_size
     if size < 8:
-        raise FormatError(f"'{name}' is not a safetensors file: it is {'empty' if not size else f'only {size} bytes long'}")
+        raise FormatError(f"'{name}' is not a safetensors file: it is {f'only {size} bytes long' if size else 'empty'}")
     length = struct.unpack("<Q", file.read(8))[0]
     if length > MAX_HEADER:
         raise FormatError(f"'{name}' is not a safetensors file or is damaged: its header claims {length} bytes, "
@@ -172,13 +172,13 @@ def _entry(key: str, value, data_start: int, name: str) -> Entry:
 def _check_tiling(entries: list[Entry], position: int, size: int, name: str) -> None:
     for entry in entries:
         if entry.start != position:
-            raise FormatError(f"tensor '{entry.key:.80}' of '{name}' starts at byte {entry.start}, expected {position}: "
-                              f"tensors must follow each other without holes")
+            raise FormatError(f"tensor '{entry.key:.80}' of '{name}' starts at byte {entry.start}, expected "
+                              f"{position}: tensors must follow each other without holes")
         position = entry.stop
     if position > size:
         raise FormatError(f"'{name}' is truncated: its header describes {position} bytes, the file has {size}")
     if position < size:
-        raise FormatError(f"'{name}' has {size - position} bytes behind its last tensor: it is damaged or not safetensors")
+        raise FormatError(f"'{name}' has {size - position} bytes behind its last tensor: it is damaged")
 
 
 class SafetensorsFile:

@@ -1,0 +1,157 @@
+"""One coded weight in memory: the stored bytes, views of its sections, decoding to the logical shape."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+try:
+    from ..kernels.dispatch import decode_part
+except ModuleNotFoundError:
+    from ..kernels import reference
+
+    def decode_part(part, start=0, stop=None, dtype=torch.float32, backend=None):
+        return reference.decode_part(part, dtype)[start:stop]
+from ..kernels.parts import AdditivePart, LutPart, Part, Scales, TrellisPart
+from .errors import FormatError
+from .layout import ADDITIVE, LUT, Kind, Layout, PartHead, section_shapes
+
+
+class Tables(dict):
+    """Shared trellis tables, id -> int8 [2**window, vector]; keeps one copy per device, not one per weight."""
+
+    def __init__(self, tables: Mapping[int, torch.Tensor] = ()):
+        super().__init__(tables)
+        self._copies: dict[tuple[int, torch.device], torch.Tensor] = {}
+
+    def on(self, identity: int, device: torch.device) -> torch.Tensor:
+        """The table on a device."""
+        table = self[identity]
+        if table.device == device:
+            return table
+        if (identity, device) not in self._copies:
+            self._copies[identity, device] = table.to(device)
+        return self._copies[identity, device]
+
+
+@dataclass(frozen=True, eq=False)
+class CodedWeight:
+    """A weight as stored. Parts are views into `blob`, so the blob is all the memory it takes."""
+
+    blob: torch.Tensor                     # uint8 [nbytes], on any device
+    layout: Layout
+    tables: Tables
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape: (out, in) or (out, in, kh, kw)."""
+        return self.layout.shape
+
+    @property
+    def numel(self) -> int:
+        """Weights coded."""
+        return math.prod(self.layout.shape)
+
+    @property
+    def source_dtype(self) -> torch.dtype:
+        """dtype in the source checkpoint."""
+        return self.layout.source_dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the blob is."""
+        return self.blob.device
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes, record and padding included; shared tables are not."""
+        return self.layout.nbytes
+
+    @property
+    def bits(self) -> float:
+        """Stored bits per weight, everything in the blob counted."""
+        return 8 * self.nbytes / self.numel
+
+    @cached_property
+    def parts(self) -> tuple[tuple[int, int, str, Part], ...]:
+        """(first input channel, end, name of the spec, part), in order of channels."""
+        return bind(self.layout, self.blob, self.tables)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> CodedWeight:
+        """The same weight on another device; itself where it is there already."""
+        blob = self.blob.to(device, non_blocking=non_blocking)
+        return self if blob is self.blob else CodedWeight(blob, self.layout, self.tables)
+
+    def decode(self, dtype: torch.dtype = torch.float32, start: int = 0, stop: int | None = None,
+               device: torch.device | str | None = None, memory_format: torch.memory_format = torch.contiguous_format,
+               backend: str | None = None) -> torch.Tensor:
+        """Rows start..stop of the weight in its logical shape, decoded where the blob is (or on `device`).
+
+        memory_format: for convolutions; torch.channels_last is how codes are ordered and costs nothing.
+        """
+        if device is not None and self.blob.device != torch.device(device):
+            return self.to(device).decode(dtype, start, stop, None, memory_format, backend)
+        rows = self.shape[0]
+        stop = rows if stop is None else stop
+        if not 0 <= start <= stop <= rows:
+            raise ValueError(f"expected rows within 0 to {rows}, got {start} to {stop}")
+        pieces = [decode_part(part, start, stop, dtype, backend) for _, _, _, part in self.parts]
+        if len(self.shape) == 2:
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)      # [rows, in]
+        _, _, height, width = self.shape
+        maps = [p.view(stop - start, height, width, last - first)                  # [rows, kh, kw, channels]
+                for (first, last, _, _), p in zip(self.parts, pieces)]
+        joined = maps[0] if len(maps) == 1 else torch.cat(maps, dim=3)
+        return joined.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)   # [rows, in, kh, kw]
+
+
+def bind(layout: Layout, blob: torch.Tensor, tables: Mapping[int, torch.Tensor]
+         ) -> tuple[tuple[int, int, str, Part], ...]:
+    """Views of a blob's sections as decoder parts, copy-free.
+
+    blob: uint8 [layout.nbytes], its storage offset a multiple of 4 (the Reader sees to it).
+    """
+    if not isinstance(tables, Tables):
+        tables = Tables(tables)
+    return tuple((head.start, head.stop, head.kind, _part(layout, index, head, blob, tables))
+                 for index, head in enumerate(layout.parts))
+
+
+def section_views(layout: Layout, index: int, blob: torch.Tensor) -> dict[Kind, torch.Tensor]:
+    """The sections of one part, shaped; U32 words come as int32."""
+    head = layout.parts[index]
+    shapes = section_shapes(head, layout.shape[0], layout.taps, layout.section(index, Kind.col_scales) is not None)
+    views = {}
+    for kind, (dtype, shape) in shapes.items():
+        section = layout.section(index, kind)
+        data = blob[section.offset:section.offset + section.length]
+        views[kind] = data.view(_VIEW[dtype]).view(shape)
+    return views
+
+
+_VIEW = {0: torch.uint8, 2: torch.int16, 4: torch.int32, 5: torch.float16}
+
+
+def _part(layout: Layout, index: int, head: PartHead, blob: torch.Tensor, tables: Tables) -> Part:
+    views = section_views(layout, index, blob)
+    scales = Scales(gain=head.gain, row=views.get(Kind.row_scales), group=views.get(Kind.group_scales),
+                    group_size=head.group if head.family == LUT else 0, col=views.get(Kind.col_scales))
+    common = {"out_features": layout.shape[0], "channels": head.channels, "taps": layout.taps, "scales": scales,
+              "codes": views[Kind.codes], "rotation": head.block, "rotation_seed": head.seed}
+    if head.family == LUT:
+        return LutPart(bits=head.bits, values=views.get(Kind.codebooks), zero_points=views.get(Kind.zero_points),
+                       **common)
+    if head.family == ADDITIVE:
+        return AdditivePart(bits=head.bits, group=head.group, codebooks=views[Kind.codebooks], **common)
+    if head.table_id not in tables:
+        raise FormatError(f"a weight of shape {list(layout.shape)} needs the shared table {head.table_id:08x}, which "
+                          f"is not there: the file is incomplete")
+    table = tables.on(head.table_id, blob.device)
+    if tuple(table.shape) != (1 << head.window, head.vector):
+        raise FormatError(f"a weight of shape {list(layout.shape)} has a trellis window of {head.window} bits and "
+                          f"{head.vector} weights a step, its table {head.table_id:08x} is {list(table.shape)}")
+    return TrellisPart(window=head.window, step_bits=head.bits, vector=head.vector, chain=head.group, table=table,
+                       **common)
