@@ -8,6 +8,10 @@ import torch
 
 MAX_BLOCK = 2**15
 
+# Part of a block done as a matrix product. Per weight, one thread, 2.5 GHz AVX-512 Xeon: 0.5 ns at 16 or 32, 1.0 ns
+# at 64, 1.8 ns at 128, against 0.3 to 0.6 ns for each doubling by sums and differences.
+MATRIX_BLOCK = 32
+
 
 def signs(seed: int, channels: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Signs of the channels, int8 [channels] of -1 and +1: top bit of splitmix64 of seed * 2**32 + channel.
@@ -33,6 +37,25 @@ def unrotate(v: torch.Tensor, block: int, signs: torch.Tensor, taps: int = 1) ->
     return out.mul_(_tiled(signs, v, taps)).add_(0)  # -0 + 0 = +0: the result is an integer, its zero has no sign
 
 
+def unrotate_bytes(v: torch.Tensor, block: int, signs: torch.Tensor, taps: int = 1) -> torch.Tensor:
+    """unrotate for float32 v of integers in [-256, 256], three to five times faster: half of it is a matrix product.
+
+    Such integers and +-1 survive the shortest formats torch may use inside a float32 product (bfloat16, TF32), and
+    the sums are exact in its float32 accumulator, so the result does not depend on the precision the host has set.
+    """
+    rows, cols = v.shape
+    _check_block(block, cols)
+    small = min(block, MATRIX_BLOCK)
+    here = torch.mm(v.reshape(-1, small), hadamard_matrix(small, v.device))  # [rows * cols / small, small]
+    if small < block:
+        there = torch.empty_like(here)
+        while small < block:
+            _round(here.view(-1, 2, small), there.view(-1, 2, small))
+            here, there, small = there, here, 2 * small
+    # 0 + v * sign: one pass, and no -0 (an integer's zero has no sign)
+    return torch.addcmul(v.new_zeros(()), here.view(rows, cols), _tiled(signs, v, taps), out=here.view(rows, cols))
+
+
 def rotate(w: torch.Tensor, block: int, signs: torch.Tensor, taps: int = 1) -> torch.Tensor:
     """Encode direction, the transpose of unrotate: unrotate(rotate(w)) = block * w. w is [rows, taps * channels]."""
     return hadamard(w * _tiled(signs, w, taps), block)
@@ -50,9 +73,8 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
     there = torch.empty_like(here)
     half = 1
     while half < block:
-        pair_in, pair_out = here.view(block // (2 * half), 2, half, -1), there.view(block // (2 * half), 2, half, -1)
-        torch.add(pair_in[:, 0], pair_in[:, 1], out=pair_out[:, 0])
-        torch.sub(pair_in[:, 0], pair_in[:, 1], out=pair_out[:, 1])
+        run = half * here.shape[1]
+        _round(here.view(-1, 2, run), there.view(-1, 2, run))
         here, there, half = there, here, 2 * half
     return here.t().reshape(rows, cols)
 
@@ -64,6 +86,12 @@ def hadamard_matrix(block: int, device: torch.device | str | None = None, dtype=
     while matrix.shape[0] < block:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])  # doubles
     return matrix.to(device)
+
+
+def _round(pairs: torch.Tensor, out: torch.Tensor) -> None:
+    """Sum and difference of [n, 0, run] and [n, 1, run]."""
+    torch.add(pairs[:, 0], pairs[:, 1], out=out[:, 0])
+    torch.sub(pairs[:, 0], pairs[:, 1], out=out[:, 1])
 
 
 def _tiled(signs: torch.Tensor, like: torch.Tensor, taps: int) -> torch.Tensor:
