@@ -70,7 +70,7 @@ def make_layers(shapes: Shapes) -> list[Layer]:
     unet = read_unet(shapes)
     splits = unet.concat_splits() if unet else {}
     found = [make_layer(key, tuple(shape), splits) for key, shape in shapes.items()]
-    return sorted(found, key=_coding_order)
+    return sorted(found, key=coding_order)
 
 
 def make_layer(key: str, shape: tuple[int, ...], splits: dict[str, tuple[int, int]] | None = None) -> Layer:
@@ -124,7 +124,8 @@ _INSIDE = ("norm", "proj_in", "in_layers", "emb_layers", "out_layers", "skip_con
 _RANK = {name: i for i, name in enumerate((*_STAGES, *_INSIDE))}
 
 
-def _coding_order(layer: Layer) -> tuple:
+def coding_order(layer: Layer) -> tuple:
+    """Sort key: UNet, text encoders, VAE, rest; each in forward order."""
     parts = layer.key.split(".")
     if layer.component == "unet":
         parts = parts[2:]
