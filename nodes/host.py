@@ -1,0 +1,118 @@
+"""The only file that imports ComfyUI's internals; the rest of `nodes` takes them from here.
+
+What differs between the versions we work on (0.8.0 to 0.33.0) is settled here, by looking, never by version number.
+"""
+from __future__ import annotations
+
+import inspect
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import comfy.weight_adapter
+import folder_paths as folder_paths
+import torch
+from server import PromptServer
+
+try:
+    from comfy_kitchen.tensor.base import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
+
+    HAS_QUANTIZED_TENSORS = True
+except ImportError:
+    BaseLayoutParams = QuantizedLayout = QuantizedTensor = object
+    HAS_QUANTIZED_TENSORS = False
+
+from ..vq_core.errors import UnsupportedError
+
+calculate_weight = comfy.lora.calculate_weight
+cast_bias_weight = comfy.ops.cast_bias_weight
+cast_to_device = comfy.model_management.cast_to_device
+get_attr = comfy.utils.get_attr
+set_attr_param = comfy.utils.set_attr_param
+uncast_bias_weight = comfy.ops.uncast_bias_weight
+BaseOps = comfy.ops.manual_cast
+LowVramPatch = comfy.model_patcher.LowVramPatch
+ModelPatcher = comfy.model_patcher.ModelPatcher
+# Dynamic VRAM came with 0.16; before it there is one patcher only.
+ModelPatcherDynamic = getattr(comfy.model_patcher, "ModelPatcherDynamic", None)
+LazyCastingParam = getattr(comfy.model_patcher, "LazyCastingParam", None)
+WeightAdapterBase = comfy.weight_adapter.WeightAdapterBase
+
+
+def require_quantized_tensors() -> None:
+    """UnsupportedError where ComfyUI runs without comfy-kitchen, whose tensors carry our weights."""
+    if not HAS_QUANTIZED_TENSORS:
+        raise UnsupportedError("VQ files need the package comfy-kitchen 0.2.3 or newer, which cannot be imported here: "
+                               "install the requirements of ComfyUI again")
+
+
+def register_layout(name: str, layout: type) -> None:
+    """Make a layout known under `name`; doing it twice changes nothing."""
+    register_layout_class(name, layout)
+
+
+def state_dict_to_checkpoint(sd: dict, metadata: dict, operations: type, dynamic: bool, parts: dict) -> tuple:
+    """ComfyUI's checkpoint loader on a state dict -> (model patcher, clip, vae), None for what was not asked.
+
+    parts: {"output_model", "output_clip", "output_vae"} -> bool.
+    """
+    load = comfy.sd.load_state_dict_guess_config
+    options = {"custom_operations": operations}
+    out = load(sd, embedding_directory=folder_paths.get_folder_paths("embeddings"), model_options=options,
+               te_model_options=dict(options), metadata=metadata, **_dynamic(load, dynamic), **parts)
+    return (None, None, None) if out is None else out[:3]
+
+
+def state_dict_to_diffusion_model(sd: dict, metadata: dict, operations: type, dynamic: bool):
+    """ComfyUI's diffusion-model loader on a state dict -> model patcher, None where no known model is recognized."""
+    load = comfy.sd.load_diffusion_model_state_dict
+    return load(sd, model_options={"custom_operations": operations}, metadata=metadata, **_dynamic(load, dynamic))
+
+
+def _dynamic(load, dynamic: bool) -> dict:
+    known = "disable_dynamic" in inspect.signature(load).parameters
+    return {"disable_dynamic": not dynamic} if known else {}
+
+
+def is_cpu(device) -> bool:
+    """Whether a load device is the CPU."""
+    return device is not None and comfy.model_management.is_device_cpu(device)
+
+
+def compute_device() -> torch.device:
+    """The device ComfyUI computes on."""
+    return comfy.model_management.get_torch_device()
+
+
+def interrupted() -> bool:
+    """Whether the user pressed stop; ComfyUI's flag stays up."""
+    return comfy.model_management.processing_interrupted()
+
+
+def raise_if_interrupted() -> None:
+    """ComfyUI's own interruption, which it shows as such and not as an error; lowers its flag."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+class NodeProgress:
+    """Progress of one node in the browser: a bar in thousandths, and one line of text where the host shows it."""
+
+    STEPS = 1000
+
+    def __init__(self, node_id: str | None):
+        self._bar, self._node_id = comfy.utils.ProgressBar(self.STEPS), node_id
+
+    def __call__(self, stage: str, done: float, total: float, detail: str, seconds_left: float | None) -> None:
+        """The listener of vq_core.progress.Progress."""
+        self._bar.update_absolute(int(self.STEPS * done / total) if total else 0, self.STEPS)
+        left = "" if seconds_left is None else f", {int(seconds_left) // 60}:{int(seconds_left) % 60:02d} left"
+        self.say(f"{stage}{left}\n{detail}".strip())
+
+    def say(self, text: str) -> None:
+        """Show a line in the node; hosts without that service are left alone."""
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and self._node_id is not None and hasattr(server, "send_progress_text"):
+            server.send_progress_text(text, self._node_id)

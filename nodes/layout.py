@@ -1,0 +1,98 @@
+"""A coded weight as ComfyUI sees it: one uint8 blob that presents the logical shape and dtype of the weight.
+
+All the memory of a weight is its blob, so the host's sums over `nbytes` are exact. Shared tables are kept once per
+device by vq_core.weight.Tables, never per weight.
+"""
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..vq_core.errors import FormatError
+from ..vq_core.layout import Layout
+from ..vq_core.weight import CodedWeight, Tables
+from . import host
+
+NAME = "VQPackLayout"
+_TABLES = Tables()
+_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class VQParams(host.BaseLayoutParams):
+    """What goes with a blob: plain values only, so nothing is copied, counted or streamed beside it."""
+
+    head: Layout
+
+    def _tensor_fields(self) -> list[str]:
+        return []
+
+
+class VQLayout(host.QuantizedLayout):
+    """Our entry in comfy-kitchen's table of layouts. There is no way back: nothing may re-encode a weight."""
+
+    Params = VQParams
+
+    @classmethod
+    def quantize(cls, tensor, **kwargs):
+        """Refused: the host would re-encode a weight with its LoRA, silently and with a loss."""
+        raise NotImplementedError("a VQ weight is never encoded again; use Quantize Checkpoint (VQ)")
+
+    @classmethod
+    def dequantize(cls, qdata: torch.Tensor, params: VQParams) -> torch.Tensor:
+        """-> [*logical shape] in params.orig_dtype, on the blob's device"""
+        return CodedWeight(qdata, params.head, _TABLES).decode(params.orig_dtype)
+
+    @classmethod
+    def get_plain_tensors(cls, qtensor) -> tuple[torch.Tensor, ...]:
+        """The blob."""
+        return (qtensor._qdata,)
+
+    @classmethod
+    def state_dict_tensors(cls, qdata: torch.Tensor, params: VQParams) -> dict[str, torch.Tensor]:
+        """None: a module of ours puts the blob into its state dict itself."""
+        return {}
+
+
+def wrap(weight: CodedWeight, dtype: torch.dtype | None = None):
+    """CodedWeight -> QuantizedTensor of its logical shape and dtype (the source's, or fp16 where that has no math)."""
+    host.require_quantized_tensors()
+    host.register_layout(NAME, VQLayout)
+    _register_tables(weight.tables)
+    dtype = dtype or _math_dtype(weight.source_dtype)
+    params = VQParams(scale=None, orig_dtype=dtype, orig_shape=tuple(weight.shape), head=weight.layout)
+    return host.QuantizedTensor(weight.blob, NAME, params)
+
+
+def is_coded(tensor) -> bool:
+    """Whether a tensor or parameter holds one of our blobs."""
+    return isinstance(tensor, host.QuantizedTensor) and getattr(tensor, "_layout_cls", None) == NAME
+
+
+def unwrap(tensor) -> CodedWeight:
+    """QuantizedTensor of ours -> CodedWeight over the same blob."""
+    return CodedWeight(tensor._qdata, tensor._params.head, _TABLES)
+
+
+def plain(tensor):
+    """The decoded weight of a coded tensor; anything else as it is."""
+    return tensor.dequantize() if is_coded(tensor) else tensor
+
+
+def _math_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.float16
+
+
+def _register_tables(tables: Mapping[int, torch.Tensor]) -> None:
+    """Add a file's shared tables; a table's id is the checksum of its bytes, so equal ids mean equal tables."""
+    with _LOCK:
+        for identity, table in tables.items():
+            known = _TABLES.get(identity)
+            if known is None:
+                _TABLES[identity] = table
+            elif known is not table and not torch.equal(known, table):
+                raise FormatError(f"the file's table {identity:08x} differs from one of the same id in a file loaded "
+                                  f"before: one of the two files is damaged; check them with `vqpack verify`")

@@ -1,0 +1,98 @@
+"""From a VQ file to ComfyUI's MODEL, CLIP and VAE."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..vq_core.container import Reader
+from ..vq_core.errors import UnsupportedError
+from . import host
+from .layout import wrap
+from .ops import VQOps, VQOpsDecoded
+from .patcher import adopt
+
+COMPRESSED, DECODED, DYNAMIC = "compressed", "decoded", "dynamic (experimental)"
+MEMORY_MODES = (COMPRESSED, DECODED, DYNAMIC)
+_ALL = {"output_model": True, "output_clip": True, "output_vae": True}
+
+
+def load_checkpoint(path: str | Path, memory_mode: str = COMPRESSED) -> tuple:
+    """A VQ file with a UNet -> (model patcher, clip or None, vae).
+
+    memory_mode: COMPRESSED decodes in each call, DECODED once while loading (memory of the original checkpoint),
+    DYNAMIC is COMPRESSED under the host's dynamic VRAM. Raises VQError, in one sentence, for a file that is not ours.
+    """
+    model, clip, vae = _load(path, memory_mode, _ALL)
+    _remember(model, _reload_model, path, memory_mode)
+    if clip is not None:
+        _remember(clip.patcher, _reload_clip, path, memory_mode)
+    if getattr(vae, "patcher", None) is not None:
+        _remember(vae.patcher, _reload_vae, path, memory_mode)
+    return model, clip, vae
+
+
+def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED):
+    """The UNet of a VQ file, with or without text encoders and VAE in it -> model patcher."""
+    sd, metadata = read_state_dict(path)
+    model = host.state_dict_to_diffusion_model(sd, metadata, _operations(memory_mode), memory_mode == DYNAMIC)
+    if model is None:
+        raise UnsupportedError(f"'{Path(path).name}' holds no diffusion model that this ComfyUI recognizes")
+    _remember(adopt(model), _reload_diffusion_model, path, memory_mode)
+    return model
+
+
+def read_state_dict(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """-> (key -> tensor, coded ones wrapped in their logical shape; header metadata). Tables are registered."""
+    host.require_quantized_tensors()
+    with Reader(path) as reader:
+        coded = set(reader.coded_keys())
+        sd = {key: wrap(reader.weight(key)) if key in coded else reader.tensor(key)
+              for key in reader.keys() if not key.startswith("vq.")}
+        return sd, dict(reader.metadata)
+
+
+def _load(path, memory_mode: str, parts: dict[str, bool]) -> tuple:
+    sd, metadata = read_state_dict(path)
+    if not any(key.startswith("model.diffusion_model.") for key in sd):
+        raise UnsupportedError(f"'{Path(path).name}' holds a UNet only, not a whole checkpoint: use Load Diffusion "
+                               f"Model (VQ), and load text encoders and VAE from elsewhere")
+    model, clip, vae = host.state_dict_to_checkpoint(sd, metadata, _operations(memory_mode), memory_mode == DYNAMIC,
+                                                     parts)
+    if parts["output_model"] and model is None:
+        raise UnsupportedError(f"'{Path(path).name}' holds no diffusion model that this ComfyUI recognizes")
+    if clip is not None:
+        adopt(clip.patcher)
+    return adopt(model), clip, vae
+
+
+def _operations(memory_mode: str) -> type:
+    return VQOpsDecoded if memory_mode == DECODED else VQOps
+
+
+def _remember(patcher, factory, path, memory_mode: str) -> None:
+    """Tell the host how to make an independent copy of this model (compile, hooks, several devices)."""
+    patcher.cached_patcher_init = (factory, (str(path), memory_mode))
+
+
+def _mode(memory_mode: str, disable_dynamic: bool) -> str:
+    return COMPRESSED if disable_dynamic and memory_mode == DYNAMIC else memory_mode
+
+
+def _reload_model(path: str, memory_mode: str, disable_dynamic: bool = False):
+    parts = {**_ALL, "output_clip": False, "output_vae": False}
+    return _load(path, _mode(memory_mode, disable_dynamic), parts)[0]
+
+
+def _reload_clip(path: str, memory_mode: str, disable_dynamic: bool = False):
+    parts = {**_ALL, "output_model": False, "output_vae": False}
+    return _load(path, _mode(memory_mode, disable_dynamic), parts)[1].patcher
+
+
+def _reload_vae(path: str, memory_mode: str, disable_dynamic: bool = False):
+    parts = {**_ALL, "output_model": False, "output_clip": False}
+    return _load(path, _mode(memory_mode, disable_dynamic), parts)[2].patcher
+
+
+def _reload_diffusion_model(path: str, memory_mode: str, disable_dynamic: bool = False):
+    return load_diffusion_model(path, _mode(memory_mode, disable_dynamic))

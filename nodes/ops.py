@@ -1,0 +1,149 @@
+"""Linear, Conv2d and Embedding whose weight may be coded: decode, add LoRA, multiply, in each call.
+
+Handed to ComfyUI as `model_options["custom_operations"]`; every other operation is its own `manual_cast`.
+"""
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from . import host
+from .layout import is_coded, plain, unwrap
+
+_DECODED_ROWS = 512                        # more distinct ids than this, and decoding the whole table is cheaper
+
+
+class Coded:
+    """What the three share. Parameters are born on `meta`: a full-size weight is never allocated before loading."""
+
+    decode_at_load = False
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                              error_msgs):
+        for name in ("weight", "bias"):
+            old = self._parameters.get(name)
+            if old is None:
+                continue
+            value = state_dict.get(prefix + name)
+            if value is None:
+                missing_keys.append(prefix + name)
+                value = torch.zeros(old.shape, dtype=old.dtype)
+            if value.shape != old.shape:
+                error_msgs.append(f"expected shape {list(old.shape)} for '{prefix + name}', got {list(value.shape)}")
+                continue
+            self._assign(name, value, old)
+        known = {prefix + name for name in ("weight", "bias") if self._parameters.get(name) is not None}
+        unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)
+
+    def _assign(self, name: str, value: torch.Tensor, old: torch.Tensor) -> None:
+        device = self.first_device if old.is_meta else old.device
+        if is_coded(value) and self.decode_at_load:
+            value = unwrap(value).to(device).decode(old.dtype)
+        self._parameters[name] = torch.nn.Parameter(value.to(device=device, dtype=old.dtype), requires_grad=False)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        # A coded tensor must never get out: safetensors would write memory that does not belong to it.
+        for name, value in self._parameters.items():
+            if value is not None:
+                stored = value._qdata if is_coded(value) else value
+                destination[prefix + name] = stored if keep_vars else stored.detach()
+
+    def _apply(self, fn, recurse=True):
+        # torch's own would put the result into `.data`, which leaves a coded tensor's blob where it was.
+        for name, value in self._parameters.items():
+            if value is not None and not value.is_meta:
+                self._parameters[name] = torch.nn.Parameter(fn(value), requires_grad=False)
+        return self
+
+    def convert_weight(self, weight, inplace=False, **kwargs):
+        """What the host's patching computes on: the decoded weight. Without this a LoRA would be ignored."""
+        return plain(weight)
+
+    def _weight_and_bias(self, **options):
+        """-> (weight, bias, what uncast_bias_weight needs); weight functions have run where there are any."""
+        return host.cast_bias_weight(self, offloadable=True, **options)
+
+
+def _first_device(device) -> torch.device:
+    return torch.device("cpu") if device is None or torch.device(device).type == "meta" else torch.device(device)
+
+
+class VQOps(host.BaseOps):
+    """Coded layers stay coded."""
+
+    class Linear(Coded, host.BaseOps.Linear):
+        """y = x W^T + b."""
+
+        def __init__(self, in_features, out_features, bias=True, device=None, dtype=None):
+            super().__init__(in_features, out_features, bias, device="meta", dtype=dtype)
+            self.first_device = _first_device(device)
+
+        def forward_comfy_cast_weights(self, input):
+            weight, bias, state = self._weight_and_bias(input=input)
+            out = F.linear(input, plain(weight), bias)
+            host.uncast_bias_weight(self, weight, bias, state)
+            return out
+
+    class Conv2d(Coded, host.BaseOps.Conv2d):
+        """2-D convolution."""
+
+        def __init__(self, *args, device=None, **kwargs):
+            super().__init__(*args, device="meta", **kwargs)
+            self.first_device = _first_device(device)
+
+        def forward_comfy_cast_weights(self, input):
+            weight, bias, state = self._weight_and_bias(input=input)
+            out = self._conv_forward(input, plain(weight), bias)
+            host.uncast_bias_weight(self, weight, bias, state)
+            return out
+
+    class Embedding(Coded, host.BaseOps.Embedding):
+        """Rows of a table; only the rows asked for are decoded."""
+
+        def __init__(self, *args, device=None, **kwargs):
+            super().__init__(*args, device="meta", **kwargs)
+            self.first_device, self.bias = _first_device(device), None
+
+        def forward_comfy_cast_weights(self, input, out_dtype=None):
+            wanted = out_dtype or self.weight.dtype
+            # asked for in the stored dtype, so that a coded table comes back coded unless a LoRA changed it
+            weight, bias, state = self._weight_and_bias(device=input.device, dtype=self.weight.dtype)
+            out = (_coded_rows(weight, input, wanted) if is_coded(weight) else
+                   F.embedding(input, weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq,
+                               self.sparse).to(wanted))
+            host.uncast_bias_weight(self, weight, bias, state)
+            return out
+
+    @classmethod
+    def conv_nd(cls, dims, *args, **kwargs):
+        """The host's factory of convolutions by number of dimensions."""
+        return cls.Conv2d(*args, **kwargs) if dims == 2 else super().conv_nd(dims, *args, **kwargs)
+
+
+class VQOpsDecoded(VQOps):
+    """Coded layers are decoded while they are loaded and stay dense: more memory, no decoding per call."""
+
+    class Linear(VQOps.Linear):
+        """Dense after loading."""
+
+        decode_at_load = True
+
+    class Conv2d(VQOps.Conv2d):
+        """Dense after loading."""
+
+        decode_at_load = True
+
+    class Embedding(VQOps.Embedding):
+        """Dense after loading."""
+
+        decode_at_load = True
+
+
+def _coded_rows(weight, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows `ids` [...] of a coded table -> [..., embedding_dim]"""
+    coded = unwrap(weight)
+    distinct, places = torch.unique(ids, return_inverse=True)
+    if distinct.numel() > _DECODED_ROWS:
+        return F.embedding(ids, coded.decode(dtype))
+    rows = [coded.decode(dtype, row, row + 1) for row in distinct.tolist()]
+    return torch.cat(rows)[places]                                                  # [..., embedding_dim]

@@ -1,0 +1,234 @@
+"""Model patchers that add LoRA and merges to the decoded weight in each call, and never bake nor re-encode them.
+
+The host's own patchers write a patched weight back, which for a coded weight means fp16 size or a lossy second coding.
+These leave coded weights alone and keep one VQPatch per patched weight in the module's `weight_function`.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+from . import host
+from .layout import is_coded, unwrap
+from .ops import Coded
+
+
+class VQPatch:
+    """All patches of one weight, called with the decoded weight. Keeps its tensors on the compute device."""
+
+    def __init__(self, key: str, patches: list, uuid):
+        self.key, self.uuid = key, uuid
+        self._original, self._held, self.bytes_held = patches, patches, 0
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        return host.calculate_weight(self._held, weight, self.key, intermediate_dtype=weight.dtype)
+
+    def move_to(self, device) -> int:
+        """Hold the patch tensors on a device (CPU: the originals) -> bytes that moved. The host calls this as well."""
+        before = self.bytes_held
+        if host.is_cpu(device):
+            self._held, self.bytes_held = self._original, 0
+            return before
+        if before:
+            return 0
+        counter = [0]
+        self._held = [(p[0], _on_device(p[1], device, counter), *p[2:]) for p in self._original]
+        self.bytes_held = counter[0]
+        return self.bytes_held
+
+
+class HookPatch:
+    """The patches a hook adds to one weight for a while, after VQPatch."""
+
+    def __init__(self, key: str, patches: list, original_weights: dict):
+        self.key, self._patches, self._original_weights = key, patches, original_weights
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        return host.calculate_weight(self._patches, weight, self.key, intermediate_dtype=weight.dtype,
+                                     original_weights=self._original_weights)
+
+
+def _on_device(value, device, counter: list[int]):
+    """A patch value (adapter, tensor, or tuples, lists and dicts of them) with its tensors on `device`."""
+    if isinstance(value, host.WeightAdapterBase):
+        moved = copy.copy(value)
+        moved.weights = _on_device(value.weights, device, counter)
+        return moved
+    if isinstance(value, torch.Tensor):
+        moved = value.to(device)
+        counter[0] += moved.nbytes if moved is not value else 0
+        return moved
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_device(item, device, counter) for item in value)
+    if isinstance(value, dict):
+        return {key: _on_device(item, device, counter) for key, item in value.items()}
+    return value
+
+
+class _OnTheFly:
+    """Overrides shared by both patchers; the next class in line is the host's."""
+
+    def coded_modules(self) -> Iterator[tuple[str, Coded]]:
+        """(weight key, module) of every module whose weight is coded."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, Coded) and is_coded(module.weight):
+                yield f"{name}.weight", module
+
+    def coded_module(self, key: str) -> Coded | None:
+        """The module whose coded weight has this key."""
+        path, _, name = key.rpartition(".")
+        module = host.get_attr(self.model, path) if name == "weight" and path else None
+        return module if isinstance(module, Coded) and is_coded(module.weight) else None
+
+    def patch_weight_to_device(self, key, device_to=None, *args, **kwargs):
+        """Coded weights are not patched here; with return_weight the patched dense weight is given instead."""
+        module = self.coded_module(key)
+        if module is None:
+            return super().patch_weight_to_device(key, device_to, *args, **kwargs)
+        if kwargs.get("return_weight"):
+            return self.patched_weight(key, device_to)
+        if kwargs.get("force_cast") and device_to is not None:       # dynamic VRAM: small modules go over in one piece
+            self.backup.setdefault(key, _Backup(module.weight))
+            host.set_attr_param(self.model, key, module.weight.to(device_to))
+        return None
+
+    def patched_weight(self, key: str, device=None) -> torch.Tensor:
+        """The decoded weight with its patches, in the dtype of the source checkpoint -> [*logical shape]"""
+        coded = unwrap(self.coded_module(key).weight)
+        weight = coded.decode(torch.float32, device=device)
+        if key in self.patches:
+            weight = host.calculate_weight(self.patches[key], weight, key)
+        wide = coded.source_dtype in (torch.float16, torch.bfloat16, torch.float32)
+        return weight.to(coded.source_dtype if wide else torch.float16)
+
+    def load(self, device_to=None, *args, **kwargs):
+        """The host's load, then one patch per patched weight, its tensors on the device."""
+        super().load(device_to, *args, **kwargs)
+        self._attach(device_to)
+        held = sum(getattr(m, "vq_patch", None) is not None and m.vq_patch.bytes_held for _, m in self.coded_modules())
+        self.model.model_loaded_weight_memory += held
+
+    def partially_unload(self, *args, **kwargs):
+        """The host appends a second patch to what it unloads; leave one."""
+        freed = super().partially_unload(*args, **kwargs)
+        self._attach(None)
+        return freed
+
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        """Take our patches out too: the host only does so where the model was loaded in part."""
+        if unpatch_weights:
+            for _, module in self.coded_modules():
+                module.vq_patch = None
+                module.weight_function = [f for f in module.weight_function if not isinstance(f, VQPatch)]
+        return super().unpatch_model(device_to, unpatch_weights=unpatch_weights)
+
+    def _attach(self, device) -> None:
+        """Exactly one patch, first in line, on every coded weight that has patches; tensors go to device, if given."""
+        for key, module in self.coded_modules():
+            patch = getattr(module, "vq_patch", None)
+            if key not in self.patches:
+                patch = None
+            elif patch is None or patch.uuid != self.patches_uuid:
+                patch = VQPatch(key, self.patches[key], self.patches_uuid)
+            if patch is not None and device is not None:
+                patch.move_to(device)
+            module.vq_patch = patch
+            others = [f for f in module.weight_function if not isinstance(f, (VQPatch, host.LowVramPatch))]
+            module.weight_function = others if patch is None else [patch, *others]
+            if getattr(module, "weight_lowvram_function", None) is not None:
+                module.weight_lowvram_function = None                # dynamic VRAM would re-encode what it returns
+
+    def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
+        """Hooks on a coded weight become a weight function; the host would write into the weight."""
+        module = self.coded_module(key)
+        if module is None:
+            return super().patch_hook_weight_to_device(hooks, combined_patches, key, original_weights, memory_counter)
+        if key not in combined_patches:
+            return None
+        patch = HookPatch(key, combined_patches[key], {key: original_weights.pop(key)})
+        _set_hook(module, patch)
+        self.cached_hook_patches.setdefault(hooks, {})[key] = (patch, module.weight.device)
+        return None
+
+    def patch_cached_hook_weights(self, cached_weights, key, memory_counter):
+        """What was cached for a coded weight is its HookPatch."""
+        patch = cached_weights[key][0]
+        if not isinstance(patch, HookPatch):
+            return super().patch_cached_hook_weights(cached_weights, key, memory_counter)
+        return _set_hook(self.coded_module(key), patch)
+
+    def unpatch_hooks(self, whitelist_keys_set=None):
+        """Take hook patches out of coded weights (only of the listed keys where there is a list)."""
+        for key, module in self.coded_modules():
+            if not whitelist_keys_set or key in whitelist_keys_set:
+                _set_hook(module, None)
+        return super().unpatch_hooks(whitelist_keys_set)
+
+    def memory_required(self, input_shape):
+        """The host's estimate and the largest weight decoded, which it does not count."""
+        return super().memory_required(input_shape) + self.decode_scratch()
+
+    def decode_scratch(self) -> int:
+        """Bytes for the largest decoded weight: float32 while it is made and its own dtype; twice more for a LoRA."""
+        largest = max(((m.weight.numel(), m.weight.dtype.itemsize) for _, m in self.coded_modules()), default=(0, 0))
+        return largest[0] * (4 + largest[1] * (3 if self.patches else 1))
+
+    def model_state_dict_for_saving(self, model=None, prefix=""):
+        """Dense weights with their patches, decoded when they are written where the host can wait for that."""
+        sd = super().model_state_dict_for_saving(model, prefix)
+        for key, module in self.coded_modules():
+            if key.startswith(prefix):
+                sd[key[len(prefix):]] = self._dense_for_saving(key, module)
+        return sd
+
+    def _dense_for_saving(self, key: str, module: Coded):
+        if host.LazyCastingParam is None or self.is_clip:            # CLIP-G's q, k and v are concatenated before
+            return self.patched_weight(key).cpu()
+        dtype = unwrap(module.weight).source_dtype
+        return host.LazyCastingParam(self, key, torch.empty(module.weight.shape, dtype=dtype, device="meta"))
+
+
+class _Backup:
+    """The host's record of a weight to put back."""
+
+    inplace_update = False
+
+    def __init__(self, weight):
+        self.weight = weight
+
+
+def _set_hook(module: Coded, patch: HookPatch | None) -> None:
+    functions = [f for f in module.weight_function if not isinstance(f, HookPatch)]
+    module.weight_function = functions if patch is None else [*functions, patch]
+
+
+class VQModelPatcher(_OnTheFly, host.ModelPatcher):
+    """Whole or partial loading, as on every ComfyUI from 0.8 on."""
+
+
+if host.ModelPatcherDynamic is not None:
+
+    class VQModelPatcherDynamic(_OnTheFly, host.ModelPatcherDynamic):
+        """Dynamic VRAM. Experimental: written from the host's source, not yet run on a GPU."""
+
+        def __new__(cls, model=None, load_device=None, *args, **kwargs):
+            # The host's own __new__ gives its plain patcher on the CPU, without our overrides.
+            if host.is_cpu(load_device):
+                return VQModelPatcher(model, load_device, *args, **kwargs)
+            return object.__new__(cls)
+
+        def clone(self, disable_dynamic=False, *args, **kwargs):
+            """The host makes a plain patcher for what cannot be dynamic; it has to be ours."""
+            return adopt(super().clone(disable_dynamic, *args, **kwargs))
+
+
+def adopt(patcher):
+    """Turn one of the host's patchers into ours, in place: it is already known to the host by identity."""
+    dynamic = host.ModelPatcherDynamic is not None and isinstance(patcher, host.ModelPatcherDynamic)
+    if isinstance(patcher, host.ModelPatcher) and not isinstance(patcher, _OnTheFly):
+        patcher.__class__ = VQModelPatcherDynamic if dynamic else VQModelPatcher
+    return patcher
+
+
