@@ -15,6 +15,7 @@ from .arch import UNET_PREFIX, detect, make_layers, unet_names
 from .arch.detect import refuse_quantized
 from .errors import FormatError, UnsupportedError
 from .keymap import KeyMap, PrefixTable
+from .layout import MAGIC
 from .progress import Progress
 from .safetensors_io import SafetensorsFile, sha256_file
 
@@ -66,10 +67,10 @@ class Source:
 
     def _checked_layers(self, shapes: dict[str, tuple[int, ...]]):
         for layer in make_layers(shapes):
-            if not layer.dense and self._contents.origins[layer.key].dtype not in CODABLE:
+            if not layer.dense and self._origin(layer.key).dtype not in CODABLE:
                 raise UnsupportedError(
-                    f"'{self.name}' stores '{layer.key:.120}' as {self._contents.origins[layer.key].dtype}: expected one "
-                    f"of {', '.join(CODABLE)}; give the checkpoint it was made from")
+                    f"'{self.name}' stores '{layer.key:.120}' as {self._origin(layer.key).dtype}: expected one of "
+                    f"{', '.join(CODABLE)}; give the checkpoint it was made from")
             yield layer
 
     def keys(self) -> list[str]:
@@ -133,7 +134,7 @@ class Source:
 
 
 def open_source(path: str | Path) -> Source:
-    """Open a checkpoint, UNet file or diffusers folder. UnsupportedError or FormatError says in one sentence why not."""
+    """Open a checkpoint, UNet file or diffusers folder; UnsupportedError or FormatError says in a sentence why not."""
     path = Path(path).absolute()
     if path.is_dir():
         from .source_folder import read_folder
@@ -162,7 +163,7 @@ def open_weights(path: Path) -> SafetensorsFile:
 
 
 def refuse_other_formats(path: Path) -> None:
-    """UnsupportedError for GGUF and pickle files, recognized by their first bytes; FormatError where none can be read."""
+    """UnsupportedError for GGUF and pickle files (by their first bytes); FormatError where nothing can be read."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -193,10 +194,11 @@ def _refuse_own_file(file: SafetensorsFile) -> None:
     name = file.path.name
     own = "vqpack.version" in file.metadata or any(key.startswith("vq.tables.") for key in file.entries)
     if not own:
-        blob = next((e for e in file.entries.values() if e.dtype == "U8" and len(e.shape) == 1 and e.nbytes >= 64), None)
-        own = blob is not None and bytes(file.read_bytes(blob.key, 0, 8).numpy()) == b"VQWEIGHT"
+        blobs = (e.key for e in file.entries.values() if e.dtype == "U8" and len(e.shape) == 1 and e.nbytes >= 64)
+        own = any(bytes(file.read_bytes(key, 0, len(MAGIC)).numpy()) == MAGIC for key in blobs)
     if own:
-        raise UnsupportedError(f"'{name}' is a vqpack file already: give the original checkpoint, or decompress it first")
+        raise UnsupportedError(f"'{name}' is a vqpack file already: give the original checkpoint, or decompress it "
+                               f"first")
 
 
 def _read_file(path: Path) -> Contents:

@@ -1,4 +1,4 @@
-"""Reading a diffusers folder as one LDM checkpoint: component files, shards, variants, key names, prediction markers."""
+"""Reading a diffusers folder as one LDM checkpoint: files, shards, variants, key names, prediction markers."""
 from __future__ import annotations
 
 import json
@@ -47,8 +47,8 @@ def _no_unet(path: Path, unet_folder: Path) -> str:
     kind = _json(path / "model_index.json").get("_class_name")
     if kind:
         return f"'{path.name}' is a {kind} without UNet weights, not an SDXL pipeline"
-    return (f"'{path.name}' is not a diffusers folder: expected unet/diffusion_pytorch_model.safetensors inside, or give "
-            f"a single .safetensors file")
+    return (f"'{path.name}' is not a diffusers folder: expected unet/diffusion_pytorch_model.safetensors inside, or "
+            f"give a single .safetensors file")
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -72,7 +72,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
     names = sorted(set(names.values()))
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
-            raise FormatError(f"'{index.name}' in '{index.parent.name}' names the shard '{name:.80}', which is not there")
+            raise FormatError(f"'{index.name}' in '{index.parent.name}' names the shard '{name:.80}', which is not "
+                              f"there")
     return tuple(index.parent / name for name in names)
 
 

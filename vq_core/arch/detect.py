@@ -90,8 +90,9 @@ def _other_unet(shapes: Shapes, unet: UNet) -> str | None:
     if unet.context_dim == 1024:
         return "a Stable Diffusion 2.x model (context 1024)"
     if unet.adm_in_channels is None or not unet.linear_projections:
-        return (f"a UNet of another family (context {unet.context_dim}, {'no' if unet.adm_in_channels is None else 'a'} "
-                f"label embedding, {'linear' if unet.linear_projections else 'convolution'} projections)")
+        label = "no" if unet.adm_in_channels is None else "a"
+        projections = "linear" if unet.linear_projections else "convolution"
+        return f"an unknown UNet (context {unet.context_dim}, {label} label embedding, {projections} projections)"
     if not unet.outputs or len(unet.outputs) != len(unet.inputs):
         return f"an incomplete UNet ({len(unet.inputs)} input blocks, {len(unet.outputs)} output blocks)"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .unet import UNET_PREFIX, Shapes, UNet, read_unet
+from .unet import UNET_PREFIX, Shapes, read_unet
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ _UNET_DENSE = (("conv_in", re.compile(r"input_blocks\.0\.0\.weight")), ("conv_ou
                ("time_proj", re.compile(r".*\.emb_layers\.1\.weight")))
 
 # Text encoders, HF names and OpenCLIP names.
-_TE_ROLES = (("attention", re.compile(r".*\.(self_attn\.(q|k|v|out)_proj\.weight|attn\.(in_proj_weight|out_proj\.weight))")),
+_TE_ROLES = (("attention", re.compile(r".*\.self_attn\.(q|k|v|out)_proj\.weight")),
+             ("attention", re.compile(r".*\.attn\.(in_proj_weight|out_proj\.weight)")),
              ("mlp", re.compile(r".*\.mlp\.(fc1|fc2|c_fc|c_proj)\.weight")),
              ("embedding", re.compile(r".*\btoken_embedding\.weight")))
 _TE_DENSE = (("position", re.compile(r".*\b(position_embedding\.weight|positional_embedding|position_ids)")),

@@ -20,8 +20,8 @@ _PROJECTION = re.compile(r"(encoder|decoder)\.mid\.attn_1\.(q|k|v|proj_out)\.wei
 def pairs_from_ldm(keys: Iterable[str]) -> list[Pair]:
     """Prefix pairs of a VAE given by its LDM keys."""
     keys = set(keys)
-    return _pairs(_highest(keys, r"decoder\.up\.(\d+)\."), _highest(keys, r"(?:en|de)coder\.[a-z]+\.\d+\.block\.(\d+)\."),
-                  ATTENTION)
+    return _pairs(_highest(keys, r"decoder\.up\.(\d+)\."),
+                  _highest(keys, r"(?:en|de)coder\.[a-z]+\.\d+\.block\.(\d+)\."), ATTENTION)
 
 
 def pairs_from_diffusers(keys: Iterable[str]) -> list[Pair]:
