@@ -46,7 +46,7 @@ def decompress(path: str | Path, output: str | Path, dtype: str | None = None, o
         stored = [key for key in reader.keys() if not key.startswith("vq.")]
         outputs = [_output(reader, item, coded, dtype)
                    for item in keymap_from_metadata(reader.metadata).rebuild(stored)]
-        outputs.sort(key=lambda out: -out.dtype.itemsize)     # wide types first: every tensor is aligned, as readers want
+        outputs.sort(key=lambda out: -out.dtype.itemsize)     # wide types first keeps all aligned
         metadata = {key: value for key, value in reader.metadata.items() if not key.startswith("vqpack.")}
         writer = PlainWriter(_target(Path(path), Path(output), dtype),
                              [(o.key, dtype_name(o.dtype), o.shape) for o in outputs], metadata, overwrite)
