@@ -54,7 +54,8 @@ def values(name: str, shape: tuple[int, ...], seed: int, trained_like: bool) -> 
 def weights(name: str, shape: tuple[int, ...], seed: int, trained_like: bool) -> np.ndarray:
     """A random weight -> float32 array of `shape`."""
     last = name.rsplit(".", 1)[-1]
-    std = 0.02 if "embedding" in name else shape[0] ** -0.5 if last == "text_projection" else math.prod(shape[1:]) ** -0.5
+    fan_in = shape[0] if last == "text_projection" else math.prod(shape[1:])
+    std = 0.02 if "embedding" in name else fan_in ** -0.5
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     rng = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:8], "little")))
     w = rng.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape[0], -1) * np.float32(std)
