@@ -203,6 +203,10 @@ class SafetensorsFile:
         """The header's `__metadata__`."""
         return self.header.metadata
 
+    def fileno(self) -> int:
+        """The system's number of the open file."""
+        return self._file.fileno()
+
     def entry(self, key: str) -> Entry:
         """The entry of `key`; FormatError where there is none."""
         if key not in self.header.entries:

@@ -90,3 +90,40 @@ def tables_of(parts) -> dict[int, torch.Tensor]:
     from vqpack.vq_core.table_record import table_id
 
     return {table_id(part_table(p)): p.table for *_, p in parts if isinstance(p, TrellisPart)}
+
+
+def write_file(folder, name: str = "model", seed: int = 0, cases=tuple(CASES), metadata=None, **options):
+    """A small complete file with one weight per case and some dense tensors -> its path."""
+    from vqpack.vq_core.container import Writer
+
+    with Writer(folder / f"{name}.safetensors", **options) as writer:
+        fill(writer, seed, cases)
+        return writer.close({"vqpack.architecture": "test", **(metadata or {})})
+
+
+def fill(writer, seed: int = 0, cases=tuple(CASES)) -> None:
+    """Add what write_file adds, skipping what an earlier run left."""
+    from vqpack.vq_core.record import build_blob, part_table
+    from vqpack.vq_core.table_record import table_id, table_key
+
+    for case in cases:
+        shape, parts = parts_of(case, seed)
+        for *_, part in parts:
+            if isinstance(part, TrellisPart):
+                data = part_table(part)
+                if table_key(table_id(data)) not in writer:
+                    writer.add(table_key(table_id(data)), data)
+        if f"{case}.weight" not in writer:
+            writer.add_blob(f"{case}.weight", build_blob(shape, torch.float16, parts), {"case": case})
+    for key, tensor in dense_tensors(seed).items():
+        if key not in writer:
+            writer.add(key, tensor)
+
+
+def dense_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Dtypes and shapes that make alignment and padding work: odd bytes, scalars, empty."""
+    g = generator(seed + 5)
+    return {"norm.bias": torch.randn(7, generator=g).half(), "norm.weight": torch.randn(3, 5, generator=g),
+            "position_ids": torch.arange(77)[None], "flag": integers(0, 255, (3,), g).to(torch.uint8),
+            "scalar": torch.randn((), generator=g), "empty": torch.zeros(0, 4), "bf.ö 名": torch.ones(5).bfloat16(),
+            "half.e4m3": torch.ones(9).to(torch.float8_e4m3fn)}
