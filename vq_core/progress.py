@@ -17,10 +17,12 @@ class Progress:
         self._listener, self._should_stop, self._interval = listener, should_stop, interval
         self.stage, self.done, self.total, self.detail = "", 0.0, 0.0, ""
         self._started = self._told = 0.0
+        self._estimate: float | None = None
 
-    def start(self, stage: str, total: float, detail: str = "") -> None:
-        """Begin a stage of `total` units (weights, bytes, steps: the caller's choice)."""
+    def start(self, stage: str, total: float, detail: str = "", seconds: float | None = None) -> None:
+        """Begin a stage of `total` units (weights, bytes, ...); seconds: an estimate for the stage."""
         self.stage, self.done, self.total, self.detail = stage, 0.0, float(total), detail
+        self._estimate = seconds
         self._started = time.monotonic()
         self.check()
         self._tell(force=True)
@@ -44,10 +46,10 @@ class Progress:
             raise Interrupted(f"stopped during {self.stage or 'start'}; nothing was left half-written")
 
     def seconds_left(self) -> float | None:
-        """Estimate from the stage's own speed so far; None before a hundredth is done."""
+        """From the stage's own speed so far; before two hundredths are done the estimate it started with, or None."""
         elapsed = time.monotonic() - self._started
-        if self.total <= 0 or self.done < 0.01 * self.total:
-            return None
+        if self.total <= 0 or self.done < 0.02 * self.total:
+            return None if self._estimate is None else max(0.0, self._estimate - elapsed)
         return elapsed * (self.total - self.done) / self.done
 
     def _tell(self, force: bool = False) -> None:

@@ -1,20 +1,23 @@
 """Encoders: one weight and a spec in, one blob and its measured error out."""
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import FormatError
-from ..record import build_blob, parse_blob
+from ..record import build_blob, parse_blob, read_layout
 from ..spec import Spec
+from ..tables import table_by_id
+from ..weight import CodedWeight
 
 
 @dataclass(frozen=True)
 class EncodedWeight:
     """One coded weight: its blob, what it lost, and the shared tables it needs."""
 
-    blob: torch.Tensor                     # uint8 [bytes]
+    weight: CodedWeight                    # its blob is what a file stores
     relative_error: float                  # squared error over squared norm of the weight
     tables: tuple[int, ...]                # ids of shared tables
 
@@ -54,8 +57,6 @@ def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dty
         bad = int((~torch.isfinite(weight)).sum())
         raise FormatError(f"expected finite weights, got {bad} NaN or Inf values in '{key}'; repair the checkpoint or "
                           f"leave the layer as it is with --skip")
-    from ..tables import table_by_id
-
     encode, channels = encoder_for(spec.kind), weight.shape[1]
     taps = weight[0, 0].numel()
     edges = [0]
@@ -66,15 +67,10 @@ def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dty
         part = encode(to_matrix(weight, start, stop), spec, channels=stop - start, taps=taps, seed=seed,
                       device=device, progress=progress, **options)
         parts.append((start, stop, spec.kind, part))
-    blob, tables = build_blob(tuple(weight.shape), source_dtype, parts), _table_ids(parts)
+    blob = build_blob(tuple(weight.shape), source_dtype, parts)
+    tables = tuple(sorted({part.table_id for part in read_layout(blob, key).parts if part.kind == "trellis"}))
     coded = parse_blob(blob, {i: table_by_id(i) for i in tables}, key)
-    return EncodedWeight(blob, relative_error(weight, coded), tables)
-
-
-def _table_ids(parts) -> tuple[int, ...]:
-    from ..tables import table_id_of
-
-    return tuple(sorted({table_id_of(part) for _, _, kind, part in parts if kind == "trellis"}))
+    return EncodedWeight(coded, relative_error(weight, coded), tables)
 
 
 def relative_error(weight: torch.Tensor, coded, rows: int = 1024) -> float:
@@ -86,3 +82,15 @@ def relative_error(weight: torch.Tensor, coded, rows: int = 1024) -> float:
         lost += float((original - decoded).square().sum(dtype=torch.float64))
         norm += float(original.square().sum(dtype=torch.float64))
     return lost / norm if norm else lost
+
+
+def estimate_speed(spec: Spec, device: str, rows: int = 1280, cols: int = 256) -> float | None:
+    """Weights per second this machine codes with a spec, measured on one small matrix; None for dense."""
+    if spec.kind == "dense":
+        return None
+    matrix = torch.randn(rows, cols, generator=torch.Generator().manual_seed(0))    # [rows, cols]
+    encode = encoder_for(spec.kind)
+    encode(matrix[:, :32].contiguous(), spec, channels=32, taps=1, device=device)   # compiles what has to be
+    started = time.monotonic()
+    encode(matrix, spec, channels=cols, taps=1, device=device)
+    return matrix.numel() / max(time.monotonic() - started, 1e-6)

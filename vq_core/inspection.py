@@ -1,0 +1,123 @@
+"""Reading a file without decoding it: what it holds, what each layer costs, where it came from."""
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from math import prod
+from pathlib import Path
+
+import torch
+
+from .arch import component_of
+from .bits import Stored, count_bits
+from .container import Reader
+from .errors import FormatError, VQError
+from .table_record import PREFIX
+from .version import FORMAT_VERSION
+
+REPORT_KEY = "vq.report"
+MAX_REPORT_BYTES = 64 << 20                # a report of 64 MB would be a thousand times the largest we write
+
+
+def inspect_file(path: str | Path) -> dict:
+    """-> the JSON of `vqpack inspect --json`; reads the header, the records and the report only."""
+    with Reader(path) as reader:
+        metadata, layers = reader.metadata, layer_table(reader)
+        report = read_report(reader)
+        errors = {layer["name"]: layer["relative_error"] for layer in report.get("layers", ())}
+        for layer in layers:
+            if layer["name"] in errors:
+                layer["relative_error"] = errors[layer["name"]]
+        return {"format_version": int(metadata.get("vqpack.version", FORMAT_VERSION)),
+                "architecture": metadata.get("vqpack.architecture", "unknown"),
+                "bits": file_bits(reader), "file_bytes": Path(path).stat().st_size,
+                "source": json_field(metadata, "vqpack.source", {"name": None, "sha256": None}),
+                "tool": metadata.get("vqpack.tool"), "plan": json_field(metadata, "vqpack.plan", {}),
+                "settings": json_field(metadata, "vqpack.settings", {}),
+                "summary": json_field(metadata, "vqpack.summary", {}),
+                "modelspec": {k: v for k, v in metadata.items() if k.startswith("modelspec.")},
+                "layers": layers}
+
+
+def layer_table(reader: Reader) -> list[dict]:
+    """One row per coded layer: name, shape, spec, stored bits per weight, bytes."""
+    rows = []
+    for key in reader.coded_keys():
+        weight = reader.weight(key)
+        rows.append({"name": key, "shape": list(weight.shape), "spec": spec_of(weight),
+                     "bits": round(weight.bits, 4), "bytes": weight.nbytes})
+    return rows
+
+
+def spec_of(weight) -> dict:
+    """The spec a weight was coded with, read from its own record."""
+    _, _, kind, part = weight.parts[0]
+    if kind == "trellis":
+        bits = part.step_bits / part.vector
+        spec = {"bits": int(bits) if bits.is_integer() else bits, "window": part.window}
+    elif kind in ("additive", "product"):
+        blocks, num_codebooks, codebook_size, group = part.codebooks.shape
+        spec = {"num_codebooks": num_codebooks, "codebook_size": codebook_size, "group": group, "blocks": blocks}
+    else:
+        spec = {"bits": part.bits, "group_size": part.scales.group_size}
+    ranges = {"parts": len(weight.parts)} if len(weight.parts) > 1 else {}
+    return {"kind": kind, **spec, "rotation": [p.rotation for _, _, _, p in weight.parts][0], **ranges}
+
+
+def file_bits(reader: Reader) -> dict[str, float]:
+    """The three averages, counted again from the file itself."""
+    coded, stored = frozenset(reader.coded_keys()), []
+    for key in reader.keys():
+        entry = reader.entry(key)
+        if key.startswith("vq."):
+            stored.append(Stored(key, "table" if key.startswith(PREFIX) else "report", 0, entry.nbytes, False))
+        else:
+            shape = reader.layout(key).shape if key in coded else entry.shape
+            stored.append(Stored(key, component_of(key), prod(shape), entry.nbytes, key in coded))
+    return count_bits(stored, reader.file_bytes)
+
+
+def read_result(path: Path) -> dict | None:
+    """What an earlier run wrote into a file's header and report; None where it is no intact file of ours."""
+    try:
+        with Reader(path) as reader:
+            metadata, layers = reader.metadata, read_report(reader).get("layers")
+            complete = not reader.warnings and "vqpack.source" in metadata and isinstance(layers, list)
+            if not complete:
+                return None
+            tool = metadata.get("vqpack.tool", "").removeprefix("vqpack ")
+            identity = [json_field(metadata, f"vqpack.{name}", {}) for name in ("source", "plan", "settings")]
+            return {"identity": (*identity, tool), "bits": json_field(metadata, "vqpack.bits", {}),
+                    "architecture": metadata.get("vqpack.architecture", "unknown"), "layers": layers}
+    except (VQError, OSError):
+        return None
+
+
+def json_field(metadata: dict, name: str, default):
+    """A JSON value of the header metadata, or the default where it is absent or damaged."""
+    try:
+        return json.loads(metadata[name])
+    except (KeyError, ValueError):
+        return default
+
+
+def pack_report(report: dict) -> torch.Tensor:
+    """-> U8 tensor: gzip'd JSON without a time stamp, so the same report gives the same bytes."""
+    text = json.dumps(report, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return torch.frombuffer(bytearray(gzip.compress(text, 9, mtime=0)), dtype=torch.uint8)
+
+
+def read_report(reader: Reader) -> dict:
+    """The long report, {} where a file has none; refuses one that unpacks to more than MAX_REPORT_BYTES."""
+    if REPORT_KEY not in reader.keys():
+        return {}
+    packed = bytes(reader.tensor(REPORT_KEY).numpy())
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        text = unzip.decompress(packed, MAX_REPORT_BYTES)
+        report = json.loads(text)
+    except (zlib.error, ValueError) as error:
+        raise FormatError(f"expected gzip'd JSON in '{REPORT_KEY}', got damaged bytes ({error}); the weights can still "
+                          f"be used, `vqpack verify` lists what else is wrong") from None
+    return report if isinstance(report, dict) else {}

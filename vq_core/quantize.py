@@ -1,0 +1,248 @@
+"""quantize: a checkpoint in, one small file out. Streams one layer at a time; an interrupted run resumes."""
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+
+import torch
+
+from .arch import layers as arch_layers
+from .bits import Stored, count_bits
+from .container import Writer, output_name
+from .encode import encode_weight, estimate_speed
+from .errors import PlanError
+from .file_names import SUFFIX, safe_stem
+from .inspection import REPORT_KEY, pack_report, read_result, spec_of
+from .keymap import KEYMAP_KEY
+from .plan import PARTS, Plan, make_plan
+from .progress import Progress
+from .source import Source, open_source
+from .tables import table_by_id, table_bytes, table_key
+from .text_encoders import Item, stored_items, stored_keymap
+from .version import __version__
+
+MAX_MODELSPEC = 16384                      # longer values (thumbnails) would not fit the 1 MB header
+PRIVATE_MODELSPEC = ("modelspec.thumbnail", "modelspec.date", "modelspec.hash_sha256")
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One coded layer, as `--json` prints it."""
+
+    name: str
+    shape: list[int]
+    spec: dict
+    bits: float                            # stored bits per weight, everything in the blob counted
+    bytes: int
+    relative_error: float                  # squared error over squared norm
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What a run produced; `already_there`: an identical earlier result was found and nothing was coded."""
+
+    path: Path
+    architecture: str
+    bits: dict[str, float]
+    file_bytes: int
+    source: dict
+    seconds: float
+    layers: list[LayerResult] = field(default_factory=list)
+    already_there: bool = False
+
+
+def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trellis", plan: Plan | None = None,
+             text_encoder_bits: int = 6, parts: tuple[str, ...] = PARTS, skip: str | None = None,
+             device: str | None = None, seed: int = 0, overwrite: bool = False, window: int | None = None,
+             progress: Progress | None = None) -> QuantizeResult:
+    """Code a checkpoint (single file or diffusers folder) into one vqpack file.
+
+    output: file or existing folder; None = beside the source, `<model>-vq<bits of the UNet>b.safetensors`.
+    plan: replaces bits, method, text_encoder_bits, skip and window. parts: which of "unet", "te", "vae" are kept.
+    device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
+    same kind of device. Raises VQError (one sentence) for anything a user can cause.
+    """
+    started, progress = time.monotonic(), progress or Progress()
+    options = {"window": window} if window and method == "trellis" else {}
+    plan = plan or make_plan(bits, method, text_encoder_bits, skip, **options)
+    _check_parts(parts)
+    with open_source(source_path) as source:
+        items = [item for item in stored_items(source, arch_layers(source)) if _kept(item, parts)]
+        plan.check([item.layer for item in items])
+        job = _Job(source, plan, sorted(set(parts)), seed, device or _best_device(), progress)
+        folder, name = _target(source, output)
+        found = None if overwrite else job.find_existing(folder, name)
+        return found or job.run(items, folder, name, overwrite, started)
+
+
+def _check_parts(parts) -> None:
+    if not parts or any(part not in PARTS for part in parts):
+        raise PlanError(f"parts must be chosen from {', '.join(PARTS)}, got '{','.join(parts)}'")
+
+
+def _kept(item: Item, parts) -> bool:
+    part = "te" if item.layer.component in ("te1", "te2") else item.layer.component
+    return part in parts or part not in PARTS
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _target(source: Source, output) -> tuple[Path, str | None]:
+    """(folder, file name; None where the name waits for the measured bits)"""
+    if output is None:
+        return source.folder, None
+    output = Path(output)
+    if output.is_dir():
+        return output, None
+    name = output.name if output.suffix == SUFFIX else output.name + SUFFIX
+    return output.parent, safe_stem(name[:-len(SUFFIX)]) + SUFFIX
+
+
+class _Job:
+    """One run: what is read, how it is coded, how it is counted."""
+
+    def __init__(self, source: Source, plan: Plan, parts: list[str], seed: int, device: str, progress: Progress):
+        self.source, self.plan, self.device, self.progress = source, plan, device, progress
+        self.settings = {"parts": parts, "seed": seed}
+        self.identity = {"name": source.name, "bytes": source.bytes, "sha256": source.sha256(progress)}
+        self.fingerprint = fingerprint(self.identity, plan.to_json(), self.settings, __version__)
+
+    def find_existing(self, folder: Path, name: str | None) -> QuantizeResult | None:
+        """An earlier file in the folder, made from the same source with the same plan, settings and program."""
+        pattern = name or f"{glob_safe(safe_stem(self.source.stem))}-vq*{SUFFIX}"
+        for path in sorted(folder.glob(pattern) if name is None else [folder / name]):
+            found = read_result(path)
+            if found is not None and fingerprint(*found["identity"]) == self.fingerprint:
+                layers = [LayerResult(**layer) for layer in found["layers"]]
+                return QuantizeResult(path, found["architecture"], found["bits"], path.stat().st_size, self.identity,
+                                      0.0, layers, already_there=True)
+        return None
+
+    def run(self, items: list[Item], folder: Path, name: str | None, overwrite: bool, started: float):
+        """Code all items into the spool, then write the file -> QuantizeResult"""
+        path = folder / (name or f"{safe_stem(self.source.stem)}-vq{SUFFIX}")
+        writer = Writer(path, overwrite, self.fingerprint, self._expected_bytes(items))
+        try:
+            layers, stored = self._code_all(items, writer)
+            file_bytes, metadata = self._settle(writer, layers, stored)
+            bits = json.loads(metadata["vqpack.bits"])
+            if name is None:
+                writer.rename(output_name(folder, self.source.stem, bits["unet"]))
+            self.progress.start("writing the file", file_bytes)
+            path = writer.close(metadata)
+            self.progress.finish()
+        finally:
+            writer.abort(keep_spool=True)
+        return QuantizeResult(path, self.source.architecture, bits, file_bytes, self.identity,
+                              time.monotonic() - started, layers)
+
+    def _expected_bytes(self, items: list[Item]) -> int:
+        """Rough size of the result, for the check of free space."""
+        total = 0
+        for item in items:
+            spec = self.plan.spec_for(item.layer)
+            rate = 8 * self.source.dtype(item.source_key).itemsize if spec.kind == "dense" else spec.bits + 0.1
+            total += item.layer.numel * rate / 8
+        return int(total) + (1 << 20)
+
+    def _code_all(self, items: list[Item], writer: Writer) -> tuple[list[LayerResult], list[Stored]]:
+        todo = [item for item in items if item.layer.key not in writer]
+        self._announce(todo)
+        layers, stored, tables = [], [], set()
+        for item in items:
+            key = item.layer.key
+            if key not in writer:
+                self._code(item, writer)
+                self.progress.advance(self._weight(item), key)
+            note = writer.note(key) or {}
+            if "layer" in note:
+                layers.append(LayerResult(**note["layer"]))
+                tables.update(note["tables"])
+            stored.append(Stored(key, item.layer.component, item.layer.numel, writer.nbytes(key), "layer" in note))
+        self.progress.finish()
+        for table in sorted(tables):
+            if table_key(table) not in writer:
+                writer.add(table_key(table), table_bytes(table_by_id(table)))
+            stored.append(Stored(table_key(table), "table", 0, writer.nbytes(table_key(table)), False))
+        return layers, stored
+
+    def _announce(self, todo: list[Item]) -> None:
+        """Start the stage with a time measured here: how fast this machine codes with the plan's main spec."""
+        total = sum(self._weight(item) for item in todo)
+        speed = estimate_speed(self.plan.unet, self.device) if total > 1 << 24 else None
+        self.progress.start("coding", total, seconds=total / speed if speed else None)
+
+    def _weight(self, item: Item) -> float:
+        """Share of the work: weights, where copied ones count a hundredth."""
+        return item.layer.numel * (0.01 if self.plan.spec_for(item.layer).kind == "dense" else 1)
+
+    def _code(self, item: Item, writer: Writer) -> None:
+        key, spec = item.layer.key, self.plan.spec_for(item.layer)
+        if spec.kind == "dense":
+            writer.add(key, item.load(self.source))
+            return
+        coded = encode_weight(item.load_float(self.source), spec, key=key, device=self.device,
+                              source_dtype=self.source.dtype(item.source_key), splits=item.layer.splits,
+                              seed=self.settings["seed"], progress=_Interruptible(self.progress))
+        weight = coded.weight
+        result = LayerResult(key, list(weight.shape), spec_of(weight), round(weight.bits, 4), weight.nbytes,
+                             coded.relative_error)
+        writer.add_blob(key, weight.blob, note={"layer": asdict(result), "tables": list(coded.tables)})
+
+    def _settle(self, writer: Writer, layers: list[LayerResult], stored: list[Stored]) -> tuple[int, dict]:
+        """Report and metadata; the file's size stands in its own header, so count until the numbers hold still."""
+        if REPORT_KEY not in writer:
+            writer.add(REPORT_KEY, pack_report({"layers": [asdict(layer) for layer in layers]}))
+        file_bytes, metadata = 0, {}
+        for _ in range(8):
+            metadata = self._metadata(layers, count_bits(stored, file_bytes))
+            size = writer.file_bytes(metadata)
+            if size == file_bytes:
+                break
+            file_bytes = size
+        return file_bytes, metadata
+
+    def _metadata(self, layers: list[LayerResult], bits: dict) -> dict[str, str]:
+        carried = {key: value for key, value in self.source.metadata.items() if key.startswith("modelspec.")
+                   and key not in PRIVATE_MODELSPEC and len(value) <= MAX_MODELSPEC}
+        keymap = stored_keymap(self.source)
+        weights = sum(prod(layer.shape) for layer in layers)
+        mean = sum(prod(layer.shape) * layer.relative_error for layer in layers) / weights if weights else 0.0
+        summary = {"coded_layers": len(layers), "mean_relative_error": round(mean, 8)}
+        return {**carried, **({KEYMAP_KEY: keymap.to_json()} if keymap else {}),
+                "vqpack.tool": f"vqpack {__version__}", "vqpack.architecture": self.source.architecture,
+                "vqpack.bits": dump(bits), "vqpack.source": dump(self.identity),
+                "vqpack.plan": dump(self.plan.to_json()), "vqpack.settings": dump(self.settings),
+                "vqpack.summary": dump(summary)}
+
+
+class _Interruptible:
+    """What an encoder sees of the progress: it may ask whether to stop, the job alone counts."""
+
+    def __init__(self, progress: Progress):
+        self.check = progress.check
+
+    def advance(self, *_) -> None:
+        """Ask whether to stop."""
+        self.check()
+
+
+def fingerprint(identity: dict, plan: dict, settings: dict, version: str) -> str:
+    """What decides the bytes of a result: source, plan, settings and the program's version -> hex digits"""
+    return hashlib.sha256(dump([identity, plan, settings, version]).encode()).hexdigest()
+
+
+def dump(value) -> str:
+    """JSON with one spelling."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def glob_safe(text: str) -> str:
+    """A name as a glob pattern that matches only itself."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
