@@ -41,7 +41,8 @@ def decompress(path: str | Path, output: str | Path, dtype: str | None = None, o
     if dtype is not None and dtype not in OUTPUT_DTYPES:
         raise PlanError(f"dtype must be {', '.join(OUTPUT_DTYPES)} or left out, got '{dtype}'")
     progress = progress or Progress()
-    with Reader(path) as reader:
+    with Reader(path, mapped=False) as reader:
+        reader.check_tensors()
         coded = frozenset(reader.coded_keys())
         stored = [key for key in reader.keys() if not key.startswith("vq.")]
         outputs = [_output(reader, item, coded, dtype)
@@ -80,12 +81,12 @@ def _target(path: Path, output: Path, dtype: str | None) -> Path:
 
 
 def _output(reader: Reader, item: Rebuilt, coded: frozenset[str], dtype: str | None) -> _Output:
-    shapes = [reader.weight(key).shape if key in coded else tuple(reader.entry(key).shape) for key in item.stored]
+    shapes = [reader.layout(key).shape if key in coded else reader.entry(key).shape for key in item.stored]
     shape = tuple(shapes[0])
     if len(shapes) > 1:
         shape = (sum(s[0] for s in shapes), *shape[1:])
     first = item.stored[0]
-    own = reader.weight(first).source_dtype if first in coded else reader.entry(first).torch_dtype
+    own = reader.layout(first).source_dtype if first in coded else reader.entry(first).torch_dtype
     cast = OUTPUT_DTYPES[dtype] if dtype is not None and own.is_floating_point else own
     return _Output(item.key, shape[::-1] if item.transpose else shape, cast, item)
 

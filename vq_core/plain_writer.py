@@ -12,10 +12,11 @@ import torch
 
 from .errors import VQError
 from .file_names import numbered
+from .open_files import is_open
 from .safetensors_io import CHUNK, DTYPES, Entry, dump_header, frame_header
+from .writer import HASH_KEY, _flushed, _os_error, _rename_new
 
-HASH_KEY = "modelspec.hash_sha256"         # SHA-256 of the tensor data, "0x" + 64 hex digits (modelspec 1.0)
-_NO_HASH = "0x" + "0" * 64
+_NO_HASH = "0x" + "0" * 64                 # as long as the real one, which is known only at the end
 
 
 class PlainWriter:
@@ -39,10 +40,18 @@ class PlainWriter:
         if self._hash is not None:
             self._metadata[HASH_KEY] = _NO_HASH
         header = self._header()
-        self._header_bytes, self._written, self._end = len(header), 0, end
+        self._written, self._end = 0, end
+        if not self.target.parent.is_dir():
+            raise VQError(f"the folder '{self.target.parent}' does not exist: create it or choose another one")
+        if overwrite and is_open(self.target):
+            raise VQError(f"'{self.target.name}' is loaded and cannot be replaced: unload it or choose another name")
         self._check_space(end + len(header))
         self._file = self._try(lambda: open(self._part, "wb", buffering=0))  # noqa: SIM115 - kept open
-        self._write(memoryview(header))
+        try:
+            self._write(memoryview(header))
+        except BaseException:
+            self.abort()
+            raise
 
     def write(self, rows: torch.Tensor) -> None:
         """Append the bytes of some rows of the next tensor."""
@@ -64,9 +73,7 @@ class PlainWriter:
             self._write(memoryview(self._header()))
         self._try(lambda: os.fsync(self._file.fileno()))
         self._file.close()
-        final = self.target if self.overwrite else numbered(self.target)
-        self._try(lambda: os.replace(self._part, final))
-        return final
+        return _flushed(self._try(self._publish))
 
     def abort(self) -> None:
         """Delete what was written."""
@@ -76,11 +83,23 @@ class PlainWriter:
     def _header(self) -> bytes:
         return frame_header(dump_header(self._entries, 0, self._metadata))
 
+    def _publish(self) -> Path:
+        if self.overwrite:
+            os.replace(self._part, self.target)
+            return self.target
+        while True:
+            final = numbered(self.target)
+            try:
+                _rename_new(self._part, final)
+                return final
+            except FileExistsError:        # somebody was faster: take the next number
+                continue
+
     def _check_space(self, needed: int) -> None:
         free = self._try(lambda: shutil.disk_usage(self.target.parent).free)
         if free < needed:
-            raise VQError(f"'{self.target.name}' needs {needed / 1e9:.2f} GB, '{self.target.parent}' has "
-                          f"{free / 1e9:.2f} GB free")
+            raise VQError(f"not enough space in '{self.target.parent}': {needed / 1e9:.2f} GB are needed, "
+                          f"{free / 1e9:.2f} GB are free")
 
     def _write(self, data: memoryview) -> None:
         while len(data):
@@ -90,5 +109,4 @@ class PlainWriter:
         try:
             return action()
         except OSError as error:
-            raise VQError(f"cannot write '{self.target.name}' in '{self.target.parent}': "
-                          f"{error.strerror or error}") from None
+            raise _os_error(error, self.target.parent) from None
