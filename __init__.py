@@ -8,3 +8,16 @@ async def comfy_entrypoint():
     from .nodes import VQExtension
 
     return VQExtension()
+
+
+def __getattr__(name):
+    """`vqpack.load_unet`, `vqpack.load_pipeline` and `vqpack.quantize`, imported when they are first asked for."""
+    if name in ("load_unet", "load_pipeline"):
+        from .vq_core import pipeline
+
+        return getattr(pipeline, name)
+    if name == "quantize":
+        from .vq_core.quantize import quantize
+
+        return quantize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,7 @@ def write_file(testbed):
                 else:
                     coded = encode_weight(item.load_float(source), UniformSpec(8), key=layer.key, splits=layer.splits,
                                           source_dtype=source.dtype(item.source_key))
-                    writer.add_blob(layer.key, coded.blob)
+                    writer.add_blob(layer.key, coded.weight.blob)
             return writer.close({"vqpack.architecture": source.architecture})
 
     return write

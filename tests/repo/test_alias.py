@@ -23,3 +23,11 @@ def test_root_was_not_imported_under_another_name(repository):
              if getattr(module, "__file__", None) == str(repository / "kernels" / "__init__.py")
              and name != "vqpack.kernels"]
     assert twice == []
+
+
+def test_the_package_shows_its_functions():
+    from vqpack.vq_core import pipeline, quantize
+
+    assert vqpack.load_unet is pipeline.load_unet and vqpack.load_pipeline is pipeline.load_pipeline
+    assert vqpack.quantize is quantize.quantize
+    assert not hasattr(vqpack, "NODE_CLASS_MAPPINGS")
