@@ -5,6 +5,7 @@ What differs between the versions we work on (0.8.0 to 0.33.0) is settled here, 
 from __future__ import annotations
 
 import inspect
+import sys
 
 import comfy.lora
 import comfy.model_management
@@ -15,10 +16,15 @@ import comfy.utils
 import comfy.weight_adapter
 import folder_paths as folder_paths
 import torch
-from server import PromptServer
 
 try:
-    from comfy_kitchen.tensor.base import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
+    from comfy_kitchen.tensor.base import (
+        BaseLayoutParams,
+        QuantizedLayout,
+        QuantizedTensor,
+        register_layout_class,
+        register_layout_op,
+    )
 
     HAS_QUANTIZED_TENSORS = True
 except ImportError:
@@ -49,9 +55,11 @@ def require_quantized_tensors() -> None:
                                "install the requirements of ComfyUI again")
 
 
-def register_layout(name: str, layout: type) -> None:
-    """Make a layout known under `name`; doing it twice changes nothing."""
+def register_layout(name: str, layout: type, operations: dict) -> None:
+    """Make a layout and its torch operations known; doing it twice changes nothing."""
     register_layout_class(name, layout)
+    for operation, handler in operations.items():
+        register_layout_op(operation, layout)(handler)
 
 
 def state_dict_to_checkpoint(sd: dict, metadata: dict, operations: type, dynamic: bool, parts: dict) -> tuple:
@@ -113,6 +121,7 @@ class NodeProgress:
 
     def say(self, text: str) -> None:
         """Show a line in the node; hosts without that service are left alone."""
-        server = getattr(PromptServer, "instance", None)
+        server = getattr(sys.modules.get("server"), "PromptServer", None)      # absent where ComfyUI runs as a library
+        server = getattr(server, "instance", None)
         if server is not None and self._node_id is not None and hasattr(server, "send_progress_text"):
             server.send_progress_text(text, self._node_id)

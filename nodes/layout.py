@@ -5,9 +5,9 @@ device by vq_core.weight.Tables, never per weight.
 """
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
@@ -21,7 +21,7 @@ _TABLES = Tables()
 _LOCK = threading.Lock()
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class VQParams(host.BaseLayoutParams):
     """What goes with a blob: plain values only, so nothing is copied, counted or streamed beside it."""
 
@@ -60,7 +60,9 @@ class VQLayout(host.QuantizedLayout):
 def wrap(weight: CodedWeight, dtype: torch.dtype | None = None):
     """CodedWeight -> QuantizedTensor of its logical shape and dtype (the source's, or fp16 where that has no math)."""
     host.require_quantized_tensors()
-    host.register_layout(NAME, VQLayout)
+    # Under inference mode `.to(device, dtype)` arrives as this overload, which comfy-kitchen 0.2.31 does not know: it
+    # would decode the weight.
+    host.register_layout(NAME, VQLayout, {torch.ops.aten.to.device: _move})
     _register_tables(weight.tables)
     dtype = dtype or _math_dtype(weight.source_dtype)
     params = VQParams(scale=None, orig_dtype=dtype, orig_shape=tuple(weight.shape), head=weight.layout)
@@ -80,6 +82,15 @@ def unwrap(tensor) -> CodedWeight:
 def plain(tensor):
     """The decoded weight of a coded tensor; anything else as it is."""
     return tensor.dequantize() if is_coded(tensor) else tensor
+
+
+def _move(tensor, args: tuple, kwargs: dict):
+    """aten::to.device(self, device, dtype, non_blocking=False, copy=False)"""
+    _, device, dtype, non_blocking, copy = (*args, *(None, None, None, False, False)[len(args):])[:5]
+    blob = tensor._qdata.to(kwargs.get("device", device), non_blocking=kwargs.get("non_blocking", non_blocking),
+                            copy=kwargs.get("copy", copy))
+    params = dataclasses.replace(tensor._params, orig_dtype=kwargs.get("dtype", dtype) or tensor.dtype)
+    return host.QuantizedTensor(blob, NAME, params)
 
 
 def _math_dtype(dtype: torch.dtype) -> torch.dtype:

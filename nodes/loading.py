@@ -45,7 +45,7 @@ def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED):
 def read_state_dict(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """-> (key -> tensor, coded ones wrapped in their logical shape; header metadata). Tables are registered."""
     host.require_quantized_tensors()
-    with Reader(path) as reader:
+    with Reader(path, mapped=False) as reader:      # memory of its own: the file may be replaced afterwards
         coded = set(reader.coded_keys())
         sd = {key: wrap(reader.weight(key)) if key in coded else reader.tensor(key)
               for key in reader.keys() if not key.startswith("vq.")}
