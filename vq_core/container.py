@@ -26,9 +26,10 @@ __all__ = ["Reader", "Writer", "output_name", "header_crc32"]
 class Reader:
     """An open vqpack file.
 
-    mapped: tensors are views of the mapped file (copied only where another tool's layout left them unaligned);
-    otherwise each is read into memory of its own, which keeps the process small. `warnings`: what is odd about the
-    header but does not hinder loading. FormatError: not a safetensors file, not one of ours, unknown version.
+    mapped: tensors are views of the mapped file (copied only where another tool's layout left them unaligned), whose
+    checksums `check_tensors` compares; otherwise each is read into memory of its own, which keeps the process small,
+    and compared as it is read. `warnings`: what is odd about the header but does not hinder loading.
+    FormatError: not a safetensors file, not one of ours, unknown version.
     """
 
     def __init__(self, path: str | os.PathLike, mapped: bool = True):
@@ -41,6 +42,7 @@ class Reader:
         try:
             self._coded = [key for key, entry in self._file.entries.items() if self._is_coded(entry)]
             self.warnings = _header_warnings(self._file.header, self._coded, self.path.name)
+            self._sums = _checksums(self._file.header, edited=bool(self.warnings))
         except BaseException:
             self.close()
             raise
@@ -73,10 +75,13 @@ class Reader:
         return list(self._coded)
 
     def raw(self, key: str) -> torch.Tensor:
-        """A tensor's bytes, uint8 [n], aligned for any dtype."""
+        """A tensor's bytes, uint8 [n], aligned for any dtype; unmapped, FormatError for a wrong checksum."""
         entry = self._file.entry(key)
         if not self.mapped or not entry.nbytes:
-            return self._file.read_bytes(key)
+            data = self._file.read_bytes(key)
+            if not self._matches(key, zlib.crc32(data.numpy())):
+                raise FormatError(_damaged(self.path.name, [key]))
+            return data
         if self._bytes is None:
             self._bytes = torch.frombuffer(map_file(self._file), dtype=torch.uint8)
         view = self._bytes[entry.start:entry.stop]
@@ -122,23 +127,18 @@ class Reader:
         return weight
 
     def bad_tensors(self, progress: Progress | None = None, digest=None) -> list[str]:
-        """Keys whose bytes do not have the checksum in the header.
+        """Keys whose bytes do not have the checksum in the header; none where the header has no usable checksums.
 
         Advances `progress` by bytes and feeds all data in file order to `digest` (a hashlib object).
         """
-        sums = self.metadata.get(CRC_KEY, "")
-        keys = self.keys()
-        if len(sums) != 8 * len(keys):
-            raise FormatError(f"'{self.path.name}' has {len(sums) / 8:g} checksums for {len(keys)} tensors: its header "
-                              f"was edited")
         bad = []
-        for index, key in enumerate(keys):
+        for key in self.keys():
             crc = 0
             for view in self._file.chunks(key):
                 crc = zlib.crc32(view, crc)
                 if digest is not None:
                     digest.update(view)
-            if f"{crc:08x}" != sums[8 * index:8 * index + 8]:
+            if not self._matches(key, crc):
                 bad.append(key)
             if progress is not None:
                 progress.advance(self.entry(key).nbytes)
@@ -146,12 +146,9 @@ class Reader:
 
     def check_tensors(self, progress: Progress | None = None) -> None:
         """FormatError if any tensor's bytes changed since they were written; nothing to check without checksums."""
-        if CRC_KEY not in self.metadata:
-            return
         bad = self.bad_tensors(progress)
         if bad:
-            raise FormatError(f"'{self.path.name}' is damaged: {len(bad)} of {len(self.keys())} tensors have wrong "
-                              f"checksums, the first is '{bad[0]}'; copy or download the file again")
+            raise FormatError(_damaged(self.path.name, bad))
 
     def close(self) -> None:
         """Close the file; tensors already handed out stay valid."""
@@ -165,6 +162,9 @@ class Reader:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def _matches(self, key: str, crc: int) -> bool:
+        return not self._sums or f"{crc:08x}" in self._sums[key]
+
     def _is_coded(self, entry: Entry) -> bool:
         if entry.dtype != "U8" or len(entry.shape) != 1 or entry.nbytes < RECORD_BYTES or entry.key.startswith("vq."):
             return False
@@ -175,6 +175,26 @@ def header_crc32(header: Header) -> str:
     """The checksum a header should have, from its own content."""
     metadata = {k: v for k, v in header.metadata.items() if k != HEADER_CRC_KEY}
     return f"{zlib.crc32(dump_header(header.entries.values(), header.data_start, metadata)):08x}"
+
+
+def _damaged(name: str, keys: list[str]) -> str:
+    others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"'{name}' is damaged: wrong checksum of tensor '{keys[0]}'{others}; copy or download the file again"
+
+
+def _checksums(header: Header, edited: bool) -> dict[str, frozenset[str]]:
+    """key -> checksums its bytes may have; {} where the header has none that can be used.
+
+    In an edited header the tensors may stand in another order than when the checksums were listed (a tool that sorts
+    and keeps the metadata): any of the list is accepted then, a damaged tensor still has none of them.
+    """
+    text = header.metadata.get(CRC_KEY, "")
+    sums = [text[i:i + 8] for i in range(0, len(text), 8)]
+    if len(text) != 8 * len(header.entries):
+        return {}
+    if edited:
+        return dict.fromkeys(header.entries, frozenset(sums))
+    return {key: frozenset((value,)) for key, value in zip(header.entries, sums, strict=True)}
 
 
 def _header_warnings(header: Header, coded: list[str], name: str) -> list[str]:

@@ -9,6 +9,7 @@ import math
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import torch
 
@@ -116,6 +117,19 @@ class Layout:
     def source_dtype(self) -> torch.dtype:
         """dtype the weight had in its checkpoint."""
         return DTYPES[self.dtype]
+
+    @cached_property
+    def views(self) -> tuple[dict[Kind, tuple[int, int, int, tuple[int, ...]]], ...]:
+        """For each part: kind -> (first byte, end, dtype number, shape). Kept, for decoding asks in every call."""
+        out = []
+        for index, part in enumerate(self.parts):
+            cols = self.section(index, Kind.col_scales) is not None
+            found = {}
+            for kind, (dtype, shape) in section_shapes(part, self.shape[0], self.taps, cols).items():
+                section = self.section(index, kind)
+                found[kind] = (section.offset, section.offset + section.length, dtype, shape)
+            out.append(found)
+        return tuple(out)
 
     def section(self, part: int, kind: Kind) -> Section | None:
         """The section of that kind, None where the part has none."""

@@ -17,7 +17,7 @@ except ModuleNotFoundError:
         return reference.decode_part(part, dtype)[start:stop]
 from ..kernels.parts import AdditivePart, LutPart, Part, Scales, TrellisPart
 from .errors import FormatError
-from .layout import ADDITIVE, LUT, Kind, Layout, PartHead, section_shapes
+from .layout import ADDITIVE, LUT, Kind, Layout, PartHead
 
 
 class Tables(dict):
@@ -122,14 +122,8 @@ def bind(layout: Layout, blob: torch.Tensor, tables: Mapping[int, torch.Tensor]
 
 def section_views(layout: Layout, index: int, blob: torch.Tensor) -> dict[Kind, torch.Tensor]:
     """The sections of one part, shaped; U32 words come as int32."""
-    head = layout.parts[index]
-    shapes = section_shapes(head, layout.shape[0], layout.taps, layout.section(index, Kind.col_scales) is not None)
-    views = {}
-    for kind, (dtype, shape) in shapes.items():
-        section = layout.section(index, kind)
-        data = blob[section.offset:section.offset + section.length]
-        views[kind] = data.view(_VIEW[dtype]).view(shape)
-    return views
+    return {kind: blob[start:stop].view(_VIEW[dtype]).view(shape)
+            for kind, (start, stop, dtype, shape) in layout.views[index].items()}
 
 
 _VIEW = {0: torch.uint8, 2: torch.int16, 4: torch.int32, 5: torch.float16}
