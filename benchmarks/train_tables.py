@@ -1,10 +1,10 @@
-"""Owns the training of the shared trellis tables: search for an order of the entries, then Viterbi and centroids in turn.
+"""Owns the training of the shared trellis tables: search for an order, then Viterbi and centroids in turn.
 
     python benchmarks/train_tables.py --window 12 --step-bits 3 --vector 1 [--effort 1] [--out vq_core/tables]
 
 The order matters as much as four bits of window (docs/trellis.md): entry i starts as the Gaussian quantile of
-(i m + k i^2 mod 2^L + 1/2) / 2^L, m odd and k even, and m and k are searched: all candidates on a small sample, the best
-trained a little, the best of those trained long. Reproducible: seeded, and encoding is exact integer arithmetic.
+(i m + k i^2 mod 2^L + 1/2) / 2^L, m odd and k even, and m and k are searched: all candidates on a small sample, the
+best trained a little, the best of those trained long. Reproducible: seeded, and encoding is exact integer arithmetic.
 """
 from __future__ import annotations
 

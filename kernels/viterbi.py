@@ -8,7 +8,7 @@ import importlib.util
 
 import torch
 
-from .viterbi_reference import (FRACTION, MAX_STEP_BITS, MAX_VECTOR, MAX_WINDOW, TARGET_LIMIT, viterbi)
+from .viterbi_reference import FRACTION, MAX_STEP_BITS, MAX_VECTOR, MAX_WINDOW, TARGET_LIMIT, viterbi
 
 BACKENDS = ("triton", "numba", "torch", "reference")
 
@@ -33,6 +33,17 @@ def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, weights_m
 def fixed_point(targets: torch.Tensor) -> torch.Tensor:
     """Targets in table steps, float -> the int32 that encode() takes."""
     return (targets * FRACTION).round_().clamp_(-TARGET_LIMIT, TARGET_LIMIT).to(torch.int32)
+
+
+def replay(codes: torch.Tensor, table: torch.Tensor, step_bits: int) -> torch.Tensor:
+    """Table entries int8 [sequences, steps, vector] that step codes [sequences, steps] stand for."""
+    size = table.shape[0]
+    states = codes.to(torch.int32)                                                # [sequences, steps]
+    shift = 1
+    while shift * step_bits < size.bit_length() - 1:
+        states[:, shift:] |= codes[:, :-shift].to(torch.int32) << (shift * step_bits)
+        shift += 1
+    return table.to(codes.device)[(states & (size - 1)).long()]
 
 
 def choose(device: torch.device, backend: str | None = None) -> str:
@@ -82,7 +93,8 @@ def _check(targets, table, step_bits, mask) -> torch.Tensor:
                          f"got {tuple(targets.shape)} {targets.dtype} and {tuple(table.shape)}")
     sequences, steps, vector = targets.shape
     window = table.shape[0].bit_length() - 1
-    if table.dtype != torch.int8 or table.shape[0] != 1 << window or window > MAX_WINDOW or not 1 <= vector <= MAX_VECTOR:
+    fits = table.shape[0] == 1 << window and window <= MAX_WINDOW and 1 <= vector <= MAX_VECTOR
+    if table.dtype != torch.int8 or not fits:
         raise ValueError(f"expected an int8 table of 2**window (window <= {MAX_WINDOW}) entries of 1 or {MAX_VECTOR} "
                          f"weights, got {tuple(table.shape)} {table.dtype}")
     if not 1 <= step_bits <= min(MAX_STEP_BITS, window) or sequences < 1 or steps < 1:

@@ -5,7 +5,7 @@ Same codes as kernels/viterbi_reference.py. numba compiles one kernel per (windo
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def _aligned_copy(array: np.ndarray) -> np.ndarray:
     return out
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel(window: int, step_bits: int, vector: int):
     from numba import njit
 

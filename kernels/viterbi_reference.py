@@ -28,7 +28,7 @@ def prepare(table: np.ndarray, step_bits: int) -> tuple[np.ndarray, int]:
     two states' costs at one step differ by at most S = 2 X and a step adds at most G = X + 4 * 128^2 in size. Any
     state is reached from any other in K = ceil(L / B) steps, so two path costs differ by less than D = K V S + 1, and
     start states other than 0 begin at D: more than any true path ever costs above another. Between
-    subtractions packed costs stay below (2 D + 16 V G) 2^B <= 2.143e9 < 2^31 at the worst case L = 16, B = 7, V = 2.
+    subtractions packed costs stay below (2 D + 16 V G) 2^B <= 2.1402e9 < 2^31 at the worst case L = 16, B = 7, V = 2.
     """
     size, vector = table.shape
     window = size.bit_length() - 1
@@ -49,7 +49,7 @@ def viterbi(targets: np.ndarray, table: np.ndarray, step_bits: int, mask: np.nda
     """
     steps, vector = targets.shape
     size = table.shape[0]
-    window, last, low = size.bit_length() - 1, (1 << step_bits) - 1, size >> step_bits
+    last, low = (1 << step_bits) - 1, size >> step_bits
     base, start = prepare(table, step_bits)
     entries = table.astype(np.int32)
     mask = np.ones((steps, vector), bool) if mask is None else mask

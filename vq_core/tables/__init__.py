@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ def table_by_id(wanted: int) -> torch.Tensor | None:
 
 
 def table_bytes(table: torch.Tensor, step_bits: int | None = None) -> torch.Tensor:
-    """Stored form, uint8 [bytes], of a table int8 [2**window, vector]; step_bits may be left out for the package's own."""
+    """Stored form, uint8 [bytes], of a table int8 [2**window, vector]; the package's own need no step_bits."""
     if step_bits is None:
         own = next((record for record in map(_load, _index()) if torch.equal(record.values, table)), None)
         if own is None:
@@ -55,12 +55,12 @@ def table_id_of(part: TrellisPart) -> int:
     return table_id(part.table, part.step_bits)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _index() -> dict:
     return json.loads((_FOLDER / "index.json").read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(name: str) -> TableRecord:
     data = torch.frombuffer(bytearray((_FOLDER / f"{name}.vqtable").read_bytes()), dtype=torch.uint8)
     return parse_table(data, name)

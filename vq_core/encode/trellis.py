@@ -1,0 +1,172 @@
+"""Owns the trellis encoder of one matrix: scales, choice of rotation, chains of columns, Viterbi, refit, packing.
+
+The trellis itself is in kernels/viterbi*.py, the tables in vq_core/tables, the decoder's side in docs/format.md.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ...kernels import viterbi
+from ...kernels.packing import UNIT_STEPS, pack_trellis
+from ...kernels.parts import Scales, TrellisPart
+from ...kernels.rotation import rotate, signs
+from ..errors import PlanError
+from ..progress import Progress
+from ..spec import TrellisSpec
+from ..tables import get_table
+from .scales import divide, root_mean_square, to_half
+
+# Steps a chain has at least, where the layer is large enough. A chain starts in state 0, which costs as much as 10
+# coded steps at window 12 (docs/trellis.md): 0.25 % of the error at 4096 steps, 1 % at 1024.
+CHAIN_STEPS = 4096
+ROTATION_BLOCKS = (128, 64, 32, 16)
+BATCH_WEIGHTS = 1 << 20   # coded between two looks at the user's wish to stop: 0.5 to 1 s on one core
+SAMPLE_WEIGHTS = 1 << 17  # coded to choose the rotation, with window SAMPLE_WINDOW: docs/trellis.md
+SAMPLE_ROWS = 256
+SAMPLE_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A trellis code and where its encoder runs."""
+
+    table: torch.Tensor            # int8 [2**window, vector]
+    step: float                    # sigmas in one table unit
+    step_bits: int
+    device: torch.device
+    backend: str | None
+
+    @property
+    def vector(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def window(self) -> int:
+        return self.table.shape[0].bit_length() - 1
+
+    def padded_steps(self, rows: int) -> int:
+        """Steps of one column, whole units."""
+        return -(-rows // (self.vector * UNIT_STEPS)) * UNIT_STEPS
+
+
+def encode_trellis(matrix: torch.Tensor, spec: TrellisSpec, *, channels: int, taps: int = 1, seed: int = 0,
+                   device: torch.device | str | None = None, progress: Progress | None = None,
+                   backend: str | None = None) -> TrellisPart:
+    """Code matrix float32 [out_features, taps * channels]; rows of zeros decode to exact zeros.
+
+    Same codes from every backend, batch size and number of threads. Raises PlanError where the wished rotation does
+    not divide the channels. Source: QTIP (arXiv 2406.11235), section 3, for the bitshift trellis.
+    """
+    device = torch.device(device if device is not None else "cpu")
+    rms = root_mean_square(matrix[:, None].float(), torch.ones(1, matrix.shape[1]))[:, 0]     # [out_features]
+    code = _make_code(spec, spec.window, device, backend)
+    sign = signs(seed % 2**32, channels).repeat(taps)                                         # [cols]
+    block = _choose_rotation(matrix, rms, spec, channels, sign, device, backend)
+    chain = chain_columns(*matrix.shape, code)
+    words, sums = [], []
+    for start, stop in _chunks(matrix.shape, max(chain, block)):
+        targets = _targets(matrix[:, start:stop], rms, block, sign[start:stop])               # [columns, out_features]
+        steps, decoded = _code_columns(targets, rms > 0, code, chain, progress)
+        words.append(pack_trellis(steps, code.step_bits).cpu())                               # [units, B, columns]
+        sums.append(torch.stack([(targets * decoded).sum(0), decoded.square().sum(0)]))       # [2, out_features]
+    dot, energy = torch.stack(sums).double().sum(0)
+    fit = torch.where(energy > 0, dot / energy.clamp(min=1e-30), 0)                           # least squares
+    half, gain = to_half(rms * fit, code.step / max(1, block) ** 0.5)
+    return TrellisPart(out_features=matrix.shape[0], channels=channels, taps=taps, window=code.window,
+                       step_bits=code.step_bits, vector=code.vector, chain=chain, codes=torch.cat(words, 2),
+                       table=code.table, scales=Scales(gain=gain, row=half), rotation=block,
+                       rotation_seed=seed % 2**32 if block else 0)
+
+
+def chain_columns(rows: int, cols: int, code: _Code) -> int:
+    """Columns in one sequence: the smallest power of two that makes CHAIN_STEPS, at most all columns."""
+    chain = 1
+    while chain * code.padded_steps(rows) < CHAIN_STEPS and chain < cols:
+        chain *= 2
+    return chain
+
+
+def _make_code(spec: TrellisSpec, window: int, device: torch.device, backend: str | None) -> _Code:
+    table, step = get_table(window, spec.step_bits, spec.vector)
+    return _Code(table, step, spec.step_bits, device, backend)
+
+
+def _chunks(shape: tuple[int, int], multiple: int) -> Iterator[tuple[int, int]]:
+    """Ranges of columns of about BATCH_WEIGHTS weights whose edges are multiples of `multiple`, a power of two."""
+    rows, cols = shape
+    size = max(1, BATCH_WEIGHTS // (rows * multiple)) * multiple
+    return ((start, min(cols, start + size)) for start in range(0, cols, size))
+
+
+def _targets(columns: torch.Tensor, rms: torch.Tensor, block: int, sign: torch.Tensor) -> torch.Tensor:
+    """Weights [out_features, columns] over row scales, rotated: float32 [columns, out_features], in sigmas."""
+    scaled = divide(columns.float()[:, None], rms[:, None])[:, 0]                             # [out_features, columns]
+    if block:
+        scaled = rotate(scaled, block, sign) / block**0.5
+    return scaled.t().contiguous()
+
+
+def _code_columns(targets: torch.Tensor, live: torch.Tensor, code: _Code, chain: int,
+                  progress: Progress | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Code float32 [columns, out_features] -> (step codes uint8 [padded steps, columns], decoded, like targets).
+
+    live: bool [out_features], False for rows of zeros, whose steps cost nothing.
+    """
+    columns, rows = targets.shape
+    steps, vector = code.padded_steps(rows), code.vector
+    x = torch.zeros(columns, steps * vector, dtype=torch.int32)                               # [columns, padded rows]
+    x[:, :rows] = viterbi.fixed_point(targets / code.step)
+    mask = torch.zeros(steps * vector, dtype=torch.bool)
+    mask[:rows] = live
+    codes = torch.empty(columns, steps, dtype=torch.uint8)
+    decoded = torch.empty(columns, steps * vector)
+    for start, stop, length in _batches(columns, chain, max(1, BATCH_WEIGHTS // (chain * rows))):
+        if progress is not None:
+            progress.check()
+        sequences = x[start:stop].view(-1, length * steps, vector)
+        chosen = viterbi.encode(sequences, code.table, code.step_bits, mask.view(steps, vector).repeat(length, 1),
+                                code.backend, code.device)
+        codes[start:stop] = chosen.view(-1, steps)
+        decoded[start:stop] = viterbi.replay(chosen, code.table, code.step_bits).view(-1, steps * vector) * code.step
+    return codes.t(), decoded[:, :rows]
+
+
+def _batches(columns: int, chain: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """(first column, end, columns in a chain): `count` whole chains at a time, then the rest as one shorter chain."""
+    whole = columns // chain * chain
+    for start in range(0, whole, chain * count):
+        yield start, min(whole, start + chain * count), chain
+    if whole < columns:
+        yield whole, columns, columns - whole
+
+
+def _choose_rotation(matrix: torch.Tensor, rms: torch.Tensor, spec: TrellisSpec, channels: int, sign: torch.Tensor,
+                     device: torch.device, backend: str | None) -> int:
+    """Block of the rotation: as the spec wants it, or 0 or the largest that fits, whichever codes a sample better."""
+    if spec.rotation > 0 and channels % spec.rotation:
+        raise PlanError(f"expected a rotation block that divides the {channels} input channels, got {spec.rotation}; "
+                        f"use 0 (none) or -1 (chosen)")
+    block = next((b for b in ROTATION_BLOCKS if channels % b == 0), 0)
+    if spec.rotation >= 0 or block == 0:
+        return max(0, spec.rotation)
+    code = _make_code(spec, SAMPLE_WINDOW, device, backend)
+    rows, columns = _sample(matrix.shape, block)
+    some, scale = matrix[rows][:, columns], rms[rows]
+    errors = {}
+    for candidate in (0, block):
+        targets = _targets(some, scale, candidate, sign[columns])
+        _, decoded = _code_columns(targets, scale > 0, code, chain_columns(*some.shape, code))
+        errors[candidate] = float(((targets - decoded).square().sum(0) * scale.square()).sum())
+    return min(errors, key=errors.get)
+
+
+def _sample(shape: tuple[int, int], block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and whole blocks of columns, evenly spread, SAMPLE_WEIGHTS together at most (one block at least)."""
+    rows = torch.arange(min(shape[0], SAMPLE_ROWS)) * shape[0] // min(shape[0], SAMPLE_ROWS)
+    blocks = shape[1] // block
+    count = min(blocks, max(1, SAMPLE_WEIGHTS // (block * len(rows))))
+    first = torch.arange(count) * blocks // count * block                                     # [count]
+    return rows, (first[:, None] + torch.arange(block)).reshape(-1)
