@@ -5,6 +5,7 @@ order (2.5 GHz Xeon, one thread), so the fewer gathers per weight the better unt
 """
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -22,7 +23,23 @@ MAX_ITEM_BYTES = 8
 LUT_CODES = {1: 4, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 1}
 
 
-def lookup(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+class Scratch:
+    """Buffers of one decode call, kept from chunk to chunk: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        """An uninitialized tensor [shape]; the next take of the same name and dtype reuses its memory."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
+            buffer = self._buffers[name] = torch.empty(size, dtype=dtype, device=self._device)
+        return buffer[:size].view(shape)
+
+
+def lookup(rows: torch.Tensor, index: torch.Tensor, scratch: Scratch) -> torch.Tensor:
     """rows [entries, k], index int64 [n, m] -> [n, m * k], row after row of rows[index], in rows' dtype.
 
     Widths without an item (k odd and the like) go through index_select, 2 to 4 times slower.
@@ -35,7 +52,7 @@ def lookup(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     if rows.storage_offset() % k or not rows.is_contiguous():
         rows = rows.clone(memory_format=torch.contiguous_format)
     items = rows.view(item).view(1, entries).expand(n, entries)  # two dimensions: torch gathers 1-D on one thread
-    return torch.gather(items, 1, index).view(rows.dtype)
+    return torch.gather(items, 1, index, out=scratch.take("found", item, n, m)).view(rows.dtype)
 
 
 def palette_rows(values: torch.Tensor, bits: int) -> torch.Tensor:

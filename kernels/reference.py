@@ -17,6 +17,11 @@ def decode_part(part: Part, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return weights.to(dtype)
 
 
+def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
+    """The backend `reference` of dispatch.py: everything is decoded, rows start..stop are kept."""
+    out.copy_(decode_part(part, out.dtype)[start:stop])
+
+
 def decode_integers(part: Part) -> np.ndarray:
     """Integers of one part before rotation, int64 [out_features, cols]."""
     if isinstance(part, LutPart):

@@ -37,25 +37,6 @@ def unrotate(v: torch.Tensor, block: int, signs: torch.Tensor, taps: int = 1) ->
     return out.mul_(_tiled(signs, v, taps)).add_(0)  # -0 + 0 = +0: the result is an integer, its zero has no sign
 
 
-def unrotate_bytes(v: torch.Tensor, block: int, signs: torch.Tensor, taps: int = 1) -> torch.Tensor:
-    """unrotate for float32 v of integers in [-256, 256], three to five times faster: half of it is a matrix product.
-
-    Such integers and +-1 survive the shortest formats torch may use inside a float32 product (bfloat16, TF32), and
-    the sums are exact in its float32 accumulator, so the result does not depend on the precision the host has set.
-    """
-    rows, cols = v.shape
-    _check_block(block, cols)
-    small = min(block, MATRIX_BLOCK)
-    here = torch.mm(v.reshape(-1, small), hadamard_matrix(small, v.device))  # [rows * cols / small, small]
-    if small < block:
-        there = torch.empty_like(here)
-        while small < block:
-            _round(here.view(-1, 2, small), there.view(-1, 2, small))
-            here, there, small = there, here, 2 * small
-    # 0 + v * sign: one pass, and no -0 (an integer's zero has no sign)
-    return torch.addcmul(v.new_zeros(()), here.view(rows, cols), _tiled(signs, v, taps), out=here.view(rows, cols))
-
-
 def rotate(w: torch.Tensor, block: int, signs: torch.Tensor, taps: int = 1) -> torch.Tensor:
     """Encode direction, the transpose of unrotate: unrotate(rotate(w)) = block * w. w is [rows, taps * channels]."""
     return hadamard(w * _tiled(signs, w, taps), block)
@@ -77,6 +58,41 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
         _round(here.view(-1, 2, run), there.view(-1, 2, run))
         here, there, half = there, here, 2 * half
     return here.t().reshape(rows, cols)
+
+
+class Unrotation:
+    """unrotate for many chunks of one part: constants and buffers are made once.
+
+    With `small` (integers in [-256, 256]) half of the transform is a matrix product, several times faster. Such
+    integers and +-1 survive the shortest formats torch may use inside a float32 product (bfloat16, TF32) and the
+    sums are exact in its float32 accumulator, so the result does not depend on the precision the host has set.
+    """
+
+    def __init__(self, block: int, seed: int, channels: int, taps: int, device: torch.device, small: bool):
+        _check_block(block, channels)
+        self._block = block
+        self._sign = signs(seed, channels, device).to(torch.float32).repeat(taps)  # [taps * channels]
+        self._zero = torch.zeros((), device=device)
+        self._matrix = hadamard_matrix(min(block, MATRIX_BLOCK), device) if small else None
+        self._buffers: tuple[torch.Tensor, ...] = ()
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, taps * channels], overwritten -> the same shape; valid until the next call."""
+        if self._matrix is None:
+            return self._signed(hadamard(v, self._block))
+        half = self._matrix.shape[0]
+        v = v.reshape(-1, half)                                                    # [rows * cols / half, half]
+        if not self._buffers or self._buffers[0].shape != v.shape:
+            self._buffers = (torch.empty_like(v), torch.empty_like(v))
+        here, there = torch.mm(v, self._matrix, out=self._buffers[0]), self._buffers[1]
+        while half < self._block:
+            _round(here.view(-1, 2, half), there.view(-1, 2, half))
+            here, there, half = there, here, 2 * half
+        return self._signed(here.view(-1, self._sign.numel()))
+
+    def _signed(self, v: torch.Tensor) -> torch.Tensor:
+        # 0 + v * sign: one pass, and no -0 (an integer's zero has no sign)
+        return torch.addcmul(self._zero, v, self._sign, out=v)
 
 
 def hadamard_matrix(block: int, device: torch.device | str | None = None, dtype=torch.float32) -> torch.Tensor:
