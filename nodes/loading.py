@@ -11,9 +11,8 @@ from . import host
 from .layout import wrap
 from .ops import VQOps, VQOpsDecoded
 from .patcher import adopt
+from .schema import COMPRESSED, DECODED, DYNAMIC
 
-COMPRESSED, DECODED, DYNAMIC = "compressed", "decoded", "dynamic (experimental)"
-MEMORY_MODES = (COMPRESSED, DECODED, DYNAMIC)
 _ALL = {"output_model": True, "output_clip": True, "output_vae": True}
 
 

@@ -1,0 +1,66 @@
+"""The node that makes a VQ file: Quantize Checkpoint (VQ)."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import files, host
+from .schema import make_schema
+
+METHODS = ("trellis", "additive", "product", "palette", "uniform")
+TEXT_ENCODER_BITS = ("6", "8", "4", "16")
+
+
+class VQQuantizeCheckpoint(io.ComfyNode):
+    """Checkpoint file in, VQ file out; no model is loaded for it."""
+
+    @classmethod
+    def define_schema(cls):
+        """Frozen: ids and order of inputs and outputs are only ever added to."""
+        return make_schema(
+            node_id="VQQuantizeCheckpoint", display_name="Quantize Checkpoint (VQ)", category="vqpack/quantize",
+            description="Compresses an SDXL checkpoint to about 3 bits per UNet weight, layer by layer. The result goes to "
+                        "the folder vq_checkpoints beside the checkpoint's own; a second identical run finds it there.",
+            search_aliases=["quantize", "compress checkpoint", "make smaller", "GGUF", "low VRAM", "small"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input("checkpoint", options=files.source_files(),
+                               tooltip="The SDXL checkpoint or diffusion model to compress. It is only read."),
+                io.Float.Input("bits", default=3.0, min=1.0, max=8.0, step=0.5, round=0.5,
+                               tooltip="Bits per coded UNet weight. trellis: 1 to 4 in halves; additive and product: "
+                                       "1 to 4; palette and uniform: 1 to 8. The file needs a little more, and says so."),
+                io.Combo.Input("method", options=list(METHODS), default=METHODS[0],
+                               tooltip="How weights are coded. trellis is the most exact at every size; the others are "
+                                       "simpler and there for comparison."),
+                io.Combo.Input("text_encoder_bits", options=list(TEXT_ENCODER_BITS), default=TEXT_ENCODER_BITS[0],
+                               tooltip="Bits per text encoder weight. 16 keeps the text encoders as they are."),
+                io.String.Input("name", default="",
+                                tooltip="File name of the result, perhaps with a subfolder. Empty: the checkpoint's "
+                                        "name and the bits it came to."),
+            ],
+            outputs=[io.String.Output(display_name="file_name",
+                                      tooltip="Name of the VQ file, for the file_name input of a VQ loader.")],
+            hidden=[io.Hidden.unique_id])
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint, bits, method, text_encoder_bits, name=""):
+        """Run again when the source changed: path, time and size."""
+        return files.stamp(files.source_path(checkpoint))
+
+    @classmethod
+    def execute(cls, checkpoint, bits, method, text_encoder_bits, name="") -> io.NodeOutput:
+        """-> the file's name"""
+        from ..vq_core.errors import Interrupted
+        from ..vq_core.progress import Progress
+        from ..vq_core.quantize import quantize
+
+        source = files.source_path(checkpoint)
+        shown = host.NodeProgress(cls.hidden.unique_id)
+        try:
+            result = quantize(source, files.output_path(source, name or ""), bits=bits, method=method,
+                              text_encoder_bits=int(text_encoder_bits), device=str(host.compute_device()),
+                              progress=Progress(shown, host.interrupted))
+        except Interrupted:
+            host.raise_if_interrupted()    # the host shows its own interruption as one, ours as an error
+            raise
+        shown.say(f"{result.path.name}\n{result.file_bytes / 1e9:.2f} GB, {result.bits['unet']:.2f} bits per UNet weight")
+        return io.NodeOutput(files.name_of(result.path))

@@ -1,0 +1,15 @@
+"""Node schemas that older ComfyUI versions take too, and the choices that nodes and loading share."""
+from __future__ import annotations
+
+import inspect
+
+from comfy_api.latest import io
+
+COMPRESSED, DECODED, DYNAMIC = "compressed", "decoded", "dynamic (experimental)"
+MEMORY_MODES = (COMPRESSED, DECODED, DYNAMIC)       # append only: saved workflows hold these words
+
+
+def make_schema(**fields) -> io.Schema:
+    """io.Schema without the fields this ComfyUI does not know (search_aliases came with 0.11)."""
+    known = inspect.signature(io.Schema).parameters
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
