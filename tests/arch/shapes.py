@@ -149,3 +149,45 @@ def write_header(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "F
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
     return path
+
+
+def uniform_blob(weight: torch.Tensor, dtype: torch.dtype, splits: tuple[int, ...] = ()) -> torch.Tensor:
+    """A blob of 8-bit uniform codes, one part for each split; made here so that no encoder is needed."""
+    from vqpack.kernels.packing import pack_codes
+    from vqpack.kernels.parts import LutPart, Scales
+    from vqpack.vq_core.record import build_blob
+
+    parts, start, taps = [], 0, int(torch.Size(weight.shape[2:]).numel())
+    for channels in splits or (weight.shape[1],):
+        matrix = weight[:, start:start + channels].float()
+        if weight.dim() == 4:
+            matrix = matrix.permute(0, 2, 3, 1)
+        matrix = matrix.reshape(len(weight), -1)
+        row = (matrix.abs().amax(1) / 127).clamp_min(1e-6).half()
+        codes = (matrix / row.float()[:, None]).round().clamp(-128, 127).int() + 128
+        zeros = torch.full((len(weight),), 128, dtype=torch.uint8)
+        part = LutPart(len(weight), channels, taps, 8, pack_codes(codes, 8), Scales(1.0, row), zero_points=zeros)
+        parts.append((start, start + channels, "uniform", part))
+        start += channels
+    return build_blob(tuple(weight.shape), dtype, parts)
+
+
+def pack(source, path: Path, components: tuple[str, ...] = ("unet", "te1", "te2", "vae", "other")) -> Path:
+    """A vqpack file of a source, every layer that may be coded in 8 bits."""
+    from vqpack.vq_core.arch import layers
+    from vqpack.vq_core.container import Writer
+    from vqpack.vq_core.keymap import KEYMAP_KEY
+    from vqpack.vq_core.text_encoders import stored_items, stored_keymap
+
+    with Writer(path) as writer:
+        for item in stored_items(source, layers(source)):
+            layer = item.layer
+            if layer.component not in components:
+                continue
+            if layer.dense:
+                writer.add(layer.key, item.load(source))
+            else:
+                blob = uniform_blob(item.load_float(source), source.dtype(item.source_key), layer.splits)
+                writer.add_blob(layer.key, blob)
+        own = {KEYMAP_KEY: stored_keymap(source).to_json()} if stored_keymap(source) else {}
+        return writer.close({**source.metadata, **own})
