@@ -1,0 +1,167 @@
+"""additive: groups of 8 weights as sums of M entries of 256 (VQDM 1.2, AQLM), data-free: k-means, beams, refits."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...kernels.parts import AdditivePart
+from ..errors import PlanError
+from ..progress import Progress
+from ..spec import AdditiveSpec
+from .kmeans import SCORE_BUDGET, argmax, fit, nearest
+from .vectors import decode_rows, normalized, row_chunks, row_scales, sample_vectors, shares, stored_part
+
+RIDGE = 1e-3                               # pull towards the old books, in average entries: keeps unused entries
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to search. Rounds alternate beam search and least-squares books on the sample."""
+
+    sample: int                            # vectors the books are trained on
+    iterations: int                        # of k-means, per book
+    rounds: int
+    beam: int                              # 1 = greedy
+
+
+EFFORTS = {"fast": Effort(2**15, 8, 0, 1), "normal": Effort(2**15, 8, 4, 4), "best": Effort(2**18, 12, 12, 8)}
+
+
+def encode_additive(matrix: torch.Tensor, spec: AdditiveSpec, *, channels: int, taps: int, seed: int = 0, device=None,
+                    progress: Progress | None = None, effort: str | Effort = "normal") -> AdditivePart:
+    """Code float32 [out_features, cols]; columns are padded to a multiple of 8 with zeros.
+
+    Books are trained on an even sample of vectors over row scales, all vectors are coded, then books and row scales
+    are refitted by least squares to everything. effort: "fast", "normal", "best" or an Effort.
+    Deterministic for a seed. Raises PlanError for an unknown effort.
+    """
+    effort = _effort(effort)
+    matrix = matrix.to(device or "cpu", torch.float32)
+    scales = row_scales(matrix)                                                     # [out_features]
+    vectors, weights = sample_vectors(matrix, scales, spec.group, effort.sample)
+    books = train(vectors, weights, spec, effort, seed)                             # [M, 256, 8]
+    codes, books = _code_all(matrix, scales, books, effort.beam, progress)
+    return stored_part(matrix, scales > 0, books[None], codes, channels, taps, 8)
+
+
+def train(vectors: torch.Tensor, weights: torch.Tensor, spec: AdditiveSpec, effort: Effort, seed: int) -> torch.Tensor:
+    """Books [M, 256, 8] for vectors [n, 8] of weights [n]; no round makes the weighted error larger."""
+    books = residual_books(vectors, weights, spec, effort.iterations, seed)
+    if effort.rounds == 0:
+        return books
+    codes = beam_search(vectors, books, effort.beam)
+    for _ in range(effort.rounds):
+        books = refit_books(vectors, weights, codes, books)
+        codes = improved(vectors, books, codes, beam_search(vectors, books, effort.beam))
+    return refit_books(vectors, weights, codes, books)
+
+
+def residual_books(vectors: torch.Tensor, weights: torch.Tensor, spec: AdditiveSpec, iterations: int,
+                   seed: int) -> torch.Tensor:
+    """Greedy start: each book is k-means of what the books before it leave -> [M, 256, 8]."""
+    rest, books = vectors[None], []                                                 # [1, n, 8]
+    for m in range(spec.num_codebooks):
+        book = fit(rest, weights[None], spec.codebook_size, iterations, seed + m)   # [1, 256, 8]
+        rest = rest - book[0][nearest(rest, book)]
+        books.append(book[0])
+    return torch.stack(books)
+
+
+def beam_search(vectors: torch.Tensor, books: torch.Tensor, beam: int) -> torch.Tensor:
+    """Codes int64 [n, M] of vectors [n, g]; the `beam` best partial sums survive each book [M, K, g]."""
+    chunk = max(1, SCORE_BUDGET // (beam * books.shape[1]))
+    return torch.cat([_beam_chunk(part, books, beam) for part in vectors.split(chunk)])
+
+
+def improved(vectors: torch.Tensor, books: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The better of two codes [n, M] for each vector: a beam may lose the path it took last time."""
+    error = [(vectors - decode_rows(books[None], codes[:, None])[:, 0]).square_().sum(1) for codes in (old, new)]
+    return torch.where((error[1] < error[0])[:, None], new, old)
+
+
+class NormalEquations:
+    """Least-squares books for given codes, gathered chunk by chunk on the CPU in float64 (M * K unknowns)."""
+
+    def __init__(self, num_codebooks: int, size: int, group: int):
+        self.shape = (num_codebooks, size, group)
+        self.pairs = torch.zeros(num_codebooks, num_codebooks, size * size, dtype=torch.float64)
+        self.right = torch.zeros(num_codebooks * size, group, dtype=torch.float64)
+
+    def add(self, vectors: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor) -> None:
+        """vectors [n, g], weights [n], codes [n, M]"""
+        num_codebooks, size, _ = self.shape
+        weights, codes = weights.cpu().double(), codes.cpu().long()
+        weighted = vectors.cpu().double() * weights[:, None]
+        for i in range(num_codebooks):
+            self.right.index_add_(0, codes[:, i] + i * size, weighted)
+            for j in range(i, num_codebooks):
+                self.pairs[i, j] += torch.bincount(codes[:, i] * size + codes[:, j], weights, size * size)
+
+    def solve(self, books: torch.Tensor) -> torch.Tensor:
+        """-> [M, K, g]; entries that no vector uses stay as they are in `books`."""
+        num_codebooks, size, group = self.shape
+        blocks = self.pairs.view(num_codebooks, num_codebooks, size, size)
+        normal = blocks.permute(0, 2, 1, 3).reshape(num_codebooks * size, num_codebooks * size).triu()
+        normal = normal + normal.triu(1).T
+        ridge = RIDGE * float(normal.diagonal().mean()) or 1.0
+        normal.diagonal().add_(ridge)
+        old = books.cpu().double().view(num_codebooks * size, group)
+        solved = torch.linalg.solve(normal, self.right + ridge * old)
+        return solved.to(books.device, torch.float32).view(self.shape)
+
+
+def refit_books(vectors: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
+    """Least-squares books [M, K, g] for codes [n, M] of vectors [n, g]."""
+    equations = NormalEquations(*books.shape)
+    equations.add(vectors, weights, codes)
+    return equations.solve(books)
+
+
+def _code_all(matrix, scales, books, beam, progress):
+    """-> codes uint8 [out_features, P, M] and the books refitted to all of them."""
+    equations, coded, weights = NormalEquations(*books.shape), [], shares(scales)
+    for rows in row_chunks(*matrix.shape):
+        vectors = normalized(matrix[rows], scales[rows], books.shape[2])            # [n, P, 8]
+        flat = vectors.flatten(0, 1)
+        codes = beam_search(flat, books, beam)
+        equations.add(flat, weights[rows].repeat_interleave(vectors.shape[1]), codes)
+        coded.append(codes.to(torch.uint8).view(len(vectors), -1, len(books)))
+        if progress is not None:
+            progress.check()
+    return torch.cat(coded), equations.solve(books)
+
+
+def _beam_chunk(vectors, books, beam):
+    n, g = vectors.shape
+    rest = vectors[:, None]                                                         # [n, beam, g]
+    codes = torch.zeros(n, 1, 0, dtype=torch.int64, device=vectors.device)          # [n, beam, m]
+    for m, book in enumerate(books):
+        width, size = rest.shape[1], len(book)
+        head = torch.cat([rest, rest.square().sum(-1, keepdim=True).mul_(-0.5), rest.new_ones(n, width, 1)], 2)
+        tail = torch.cat([book, book.new_ones(size, 1), book.square().sum(1, keepdim=True).mul_(-0.5)], 1)
+        scores = (head.view(n * width, g + 2) @ tail.T).view(n, width * size)       # -|rest - entry|^2 / 2
+        best = _top(scores, beam if m + 1 < len(books) else 1)                      # [n, beam]
+        parent, code = best // size, best % size
+        codes = torch.cat([codes.gather(1, parent[..., None].expand(-1, -1, m)), code[..., None]], 2)
+        rest = rest.gather(1, parent[..., None].expand(-1, -1, g)) - book[code]
+    return codes[:, 0]
+
+
+def _top(scores, count):
+    """Positions of the `count` largest in each row of [n, k]; overwrites scores (8 argmax passes beat topk 5 times)."""
+    if scores.device.type != "cpu":
+        return scores.topk(count, 1).indices
+    picks = [argmax(scores)[:, None]]
+    while len(picks) < count:
+        scores.scatter_(1, picks[-1], -torch.inf)
+        picks.append(argmax(scores)[:, None])
+    return torch.cat(picks, 1)
+
+
+def _effort(effort: str | Effort) -> Effort:
+    if isinstance(effort, Effort):
+        return effort
+    if effort not in EFFORTS:
+        raise PlanError(f"effort must be one of {', '.join(EFFORTS)}, got '{effort}'")
+    return EFFORTS[effort]
