@@ -44,12 +44,12 @@ def source_files() -> list[str]:
 def vq_path(name: str | None) -> Path:
     """The path of a VQ file from its name in a widget or link; FormatError in one sentence where there is none."""
     if not name or name == NONE_YET:
-        raise FormatError(f"no VQ file chosen: make one with Quantize Checkpoint (VQ), or put one into the folder {FOLDER} "
-                          f"and refresh")
+        raise FormatError(f"no VQ file chosen: make one with Quantize Checkpoint (VQ), or put one into the folder "
+                          f"{FOLDER} and refresh")
     path = _find((FOLDER, *_STOCK), name)
     if path is None:
-        raise FormatError(f"the VQ file '{name}' is in none of the folders {', '.join((FOLDER, *_STOCK))}: it was moved or "
-                          f"deleted, refresh and choose again")
+        raise FormatError(f"the VQ file '{name}' is in none of the folders {', '.join((FOLDER, *_STOCK))}: it was moved "
+                          f"or deleted, refresh and choose again")
     if not is_vq_file(path):
         raise FormatError(f"'{name}' is not a VQ file: open it with ComfyUI's own loader, or make a VQ file of it with "
                           f"Quantize Checkpoint (VQ)")

@@ -18,8 +18,8 @@ class VQQuantizeCheckpoint(io.ComfyNode):
         """Frozen: ids and order of inputs and outputs are only ever added to."""
         return make_schema(
             node_id="VQQuantizeCheckpoint", display_name="Quantize Checkpoint (VQ)", category="vqpack/quantize",
-            description="Compresses an SDXL checkpoint to about 3 bits per UNet weight, layer by layer. The result goes to "
-                        "the folder vq_checkpoints beside the checkpoint's own; a second identical run finds it there.",
+            description="Compresses an SDXL checkpoint to about 3 bits per UNet weight, layer by layer. The result goes "
+                        "to the folder vq_checkpoints beside the checkpoint's own; the same run again finds it there.",
             search_aliases=["quantize", "compress checkpoint", "make smaller", "GGUF", "low VRAM", "small"],
             is_output_node=True,
             inputs=[
@@ -27,7 +27,7 @@ class VQQuantizeCheckpoint(io.ComfyNode):
                                tooltip="The SDXL checkpoint or diffusion model to compress. It is only read."),
                 io.Float.Input("bits", default=3.0, min=1.0, max=8.0, step=0.5, round=0.5,
                                tooltip="Bits per coded UNet weight. trellis: 1 to 4 in halves; additive and product: "
-                                       "1 to 4; palette and uniform: 1 to 8. The file needs a little more, and says so."),
+                                       "1 to 4; palette and uniform: 1 to 8. The file needs a little more."),
                 io.Combo.Input("method", options=list(METHODS), default=METHODS[0],
                                tooltip="How weights are coded. trellis is the most exact at every size; the others are "
                                        "simpler and there for comparison."),
@@ -62,5 +62,6 @@ class VQQuantizeCheckpoint(io.ComfyNode):
         except Interrupted:
             host.raise_if_interrupted()    # the host shows its own interruption as one, ours as an error
             raise
-        shown.say(f"{result.path.name}\n{result.file_bytes / 1e9:.2f} GB, {result.bits['unet']:.2f} bits per UNet weight")
+        size, rate = result.file_bytes / 1e9, result.bits["unet"]
+        shown.say(f"{result.path.name}\n{size:.2f} GB, {rate:.2f} bits per UNet weight")
         return io.NodeOutput(files.name_of(result.path))
