@@ -48,8 +48,8 @@ def vq_path(name: str | None) -> Path:
                           f"{FOLDER} and refresh")
     path = _find((FOLDER, *_STOCK), name)
     if path is None:
-        raise FormatError(f"the VQ file '{name}' is in none of the folders {', '.join((FOLDER, *_STOCK))}: it was moved "
-                          f"or deleted, refresh and choose again")
+        raise FormatError(f"the VQ file '{name}' is in none of the folders {', '.join((FOLDER, *_STOCK))}: it was "
+                          f"moved or deleted, refresh and choose again")
     if not is_vq_file(path):
         raise FormatError(f"'{name}' is not a VQ file: open it with ComfyUI's own loader, or make a VQ file of it with "
                           f"Quantize Checkpoint (VQ)")

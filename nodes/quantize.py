@@ -18,7 +18,7 @@ class VQQuantizeCheckpoint(io.ComfyNode):
         """Frozen: ids and order of inputs and outputs are only ever added to."""
         return make_schema(
             node_id="VQQuantizeCheckpoint", display_name="Quantize Checkpoint (VQ)", category="vqpack/quantize",
-            description="Compresses an SDXL checkpoint to about 3 bits per UNet weight, layer by layer. The result goes "
+            description="Compresses an SDXL checkpoint to about 3 bits per UNet weight, layer by layer. It goes "
                         "to the folder vq_checkpoints beside the checkpoint's own; the same run again finds it there.",
             search_aliases=["quantize", "compress checkpoint", "make smaller", "GGUF", "low VRAM", "small"],
             is_output_node=True,
