@@ -20,11 +20,11 @@ AT_IMPORT = {"kernels": {"torch", "numpy"}, "vq_core": {"torch", "numpy", "safet
 INSIDE_FUNCTIONS = {"kernels": {"triton", "numba"},
                     "vq_core": {"diffusers", "transformers", "tokenizers", "PIL", "triton", "numba"},
                     "nodes": {"numpy", "safetensors", "PIL", "aiohttp"}, "": set()}
-ACCELERATED = {"triton": ("triton",), "numba": ("numba", "numpy")}     # *_triton.py, *_numba.py: at the top as well
+ACCELERATED = {"triton": ("triton",), "numba": ("numba",), "llvm": ("numba", "llvmlite")}    # _triton.py ...
 HARMLESS_CALLS = {
     "dataclass", "dataclasses.dataclass", "field", "dataclasses.field", "namedtuple", "NamedTuple", "TypeVar",
     "frozenset", "set", "tuple", "list", "dict", "range", "len", "sorted", "min", "max", "zip", "enumerate", "sum",
-    "int", "float", "bool", "str", "bytes", "bytearray", "property", "isinstance", "auto", "type",
+    "int", "float", "bool", "str", "bytes", "bytearray", "property", "isinstance", "auto", "type", "getattr",
     "re.compile", "struct.Struct", "Struct", "struct.calcsize", "math.sqrt", "math.log", "math.log2",
     "logging.getLogger",
     "threading.Lock", "threading.RLock", "threading.local", "MappingProxyType", "functools.lru_cache", "lru_cache",
@@ -34,7 +34,7 @@ HARMLESS_CALLS = {
 HARMLESS_METHODS = {"items", "keys", "values", "split", "join", "format", "encode", "strip", "splitlines", "resolve",
                     "with_name", "setter", "index", "lower", "upper", "calcsize"}
 ACCELERATED_CALLS = {"triton.jit", "triton.autotune", "triton.Config", "numba.njit", "njit", "prange", "tl.constexpr",
-                     "numba.jit"}
+                     "numba.jit", "ir.IntType", "ir.VectorType"}
 
 
 def shipped() -> list[Path]:
@@ -50,7 +50,7 @@ def layer_of(path: Path) -> str:
 
 
 def accelerator_of(path: Path) -> str | None:
-    """"triton" or "numba" for a file that may import it at its top, and is itself imported inside functions only."""
+    """A key of ACCELERATED for a file that may import it at its top, and is itself imported inside functions only."""
     return next((name for name in ACCELERATED if path.stem.endswith("_" + name)), None)
 
 
