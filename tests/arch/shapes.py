@@ -12,7 +12,7 @@ from vqpack.vq_core.arch.families import FAMILIES, Family
 DATA = Path(__file__).resolve().parents[1] / "data"
 UNET = "model.diffusion_model."
 FAMILY = {family.name: family for family in FAMILIES}
-SMALL = Family("small", 32, (1, 2), (0, 1), (1, 2, 0, 0), 1, context_dim=48, adm_in_channels=24)
+SMALL = Family("small", 16, (1, 2), (0, 1), (1, 2, 0, 0), 1, context_dim=40, adm_in_channels=24)
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
           "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "U8": torch.uint8, "I8": torch.int8}
 

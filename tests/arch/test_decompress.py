@@ -32,6 +32,15 @@ def checkpoint(tmp_path, dtype=torch.float16, rename=lambda key: key, extra=EXTR
     return write_file(tmp_path / "model.safetensors", tensors, metadata or {"modelspec.title": "Ünïcode"}), tensors
 
 
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """-> (checkpoint, its tensors, the vqpack file made from it); not to be changed"""
+    folder = tmp_path_factory.mktemp("example")
+    path, tensors = checkpoint(folder)
+    with open_source(path) as source:
+        return path, tensors, pack(source, folder / "packed.safetensors")
+
+
 def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     def raw(t):
         return t.contiguous().reshape(-1).view(torch.uint8) if t.numel() else torch.zeros(0, dtype=torch.uint8)
@@ -64,10 +73,8 @@ def test_round_trip(tmp_path, dtype):
                 assert error < {torch.float8_e4m3fn: 2e-3, torch.float8_e5m2: 8e-3}.get(dtype, 5e-4)
 
 
-def test_coded_weights_are_the_decoded_ones_in_any_chunk(tmp_path, monkeypatch):
-    path, _ = checkpoint(tmp_path)
-    with open_source(path) as source:
-        packed = pack(source, tmp_path / "packed.safetensors")
+def test_coded_weights_are_the_decoded_ones_in_any_chunk(example, tmp_path, monkeypatch):
+    _, _, packed = example
     whole = decompress(packed, tmp_path / "whole.safetensors").read_bytes()
     monkeypatch.setattr(module, "CHUNK_WEIGHTS", 700)
     assert decompress(packed, tmp_path / "chunks.safetensors").read_bytes() == whole
@@ -98,10 +105,8 @@ def test_unet_only_files_get_their_own_names_back(tmp_path, rename):
 
 
 @pytest.mark.parametrize("name, dtype", module.OUTPUT_DTYPES.items())
-def test_other_dtypes(tmp_path, name, dtype):
-    path, tensors = checkpoint(tmp_path)
-    with open_source(path) as source:
-        packed = pack(source, tmp_path / "packed.safetensors")
+def test_other_dtypes(example, tmp_path, name, dtype):
+    _, tensors, packed = example
     out = decompress(packed, tmp_path, dtype=name)
     assert out.name == f"packed-{name}.safetensors"
     with SafetensorsFile(out) as file:
@@ -138,10 +143,8 @@ def test_parts_left_out_are_left_out(tmp_path):
         assert set(file.entries) == {key for key in tensors if not key.startswith(("conditioner.", "first_stage"))}
 
 
-def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path):
-    path, _ = checkpoint(tmp_path)
-    with open_source(path) as source:
-        packed = pack(source, tmp_path / "packed.safetensors")
+def test_an_existing_file_is_kept_unless_told_otherwise(example, tmp_path):
+    _, _, packed = example
     target = tmp_path / "out.safetensors"
     target.write_bytes(b"precious")
     assert decompress(packed, target).name == "out-2.safetensors"
@@ -158,14 +161,12 @@ def only(tmp_path, *names):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
 
 
-def test_nothing_is_left_behind(tmp_path):
-    path, _ = checkpoint(tmp_path)
-    with open_source(path) as source:
-        packed = pack(source, tmp_path / "packed.safetensors")
+def test_nothing_is_left_behind(example, tmp_path):
+    path, _, packed = example
     asked = iter(range(10**6))
     with pytest.raises(Interrupted):
         decompress(packed, tmp_path / "out.safetensors", progress=Progress(should_stop=lambda: next(asked) > 30))
-    only(tmp_path, "model.safetensors", "packed.safetensors")
+    only(tmp_path)
     with pytest.raises(PlanError, match="fp64"):
         decompress(packed, tmp_path / "out.safetensors", dtype="fp64")
     with pytest.raises(VQError, match="does not exist"):
@@ -174,29 +175,25 @@ def test_nothing_is_left_behind(tmp_path):
         decompress(path, tmp_path / "out.safetensors")
     data = bytearray(packed.read_bytes())
     data[-5] ^= 1
-    packed.write_bytes(data)
+    (tmp_path / "damaged.safetensors").write_bytes(data)
     with pytest.raises(FormatError, match="damaged"):
-        decompress(packed, tmp_path / "out.safetensors")
-    only(tmp_path, "model.safetensors", "packed.safetensors")
+        decompress(tmp_path / "damaged.safetensors", tmp_path / "out.safetensors")
+    only(tmp_path, "damaged.safetensors")
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line(example, tmp_path, monkeypatch):
     from vqpack.vq_core import plain_writer
 
-    path, _ = checkpoint(tmp_path)
-    with open_source(path) as source:
-        packed = pack(source, tmp_path / "packed.safetensors")
+    _, _, packed = example
     usage = plain_writer.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(plain_writer.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(VQError, match="space"):
         decompress(packed, tmp_path / "out.safetensors")
-    only(tmp_path, "model.safetensors", "packed.safetensors")
+    only(tmp_path)
 
 
-def test_progress_reaches_its_total(tmp_path):
-    path, tensors = checkpoint(tmp_path)
-    with open_source(path) as source:
-        packed = pack(source, tmp_path / "packed.safetensors")
+def test_progress_reaches_its_total(example, tmp_path):
+    _, tensors, packed = example
     told = []
     decompress(packed, tmp_path / "out.safetensors",
                progress=Progress(lambda stage, done, total, *_: told.append((stage, done, total)), interval=0))
@@ -204,10 +201,8 @@ def test_progress_reaches_its_total(tmp_path):
     assert done == sorted(done) and told[-1][1:] == (sum(t.numel() for t in tensors.values()),) * 2
 
 
-def test_from_another_thread(tmp_path):
-    path, _ = checkpoint(tmp_path)
-    with open_source(path) as source:
-        packed = pack(source, tmp_path / "packed.safetensors")
+def test_from_another_thread(example, tmp_path):
+    _, _, packed = example
     thread = threading.Thread(target=decompress, args=(packed, tmp_path / "out.safetensors"))
     thread.start()
     thread.join()

@@ -33,7 +33,7 @@ def diffusers_config(family) -> dict:
         "reverse_transformer_layers_per_block": [list(u) if any(u) else 1 for u in ups],
         "cross_attention_dim": family.context_dim, "use_linear_projection": True, "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": family.adm_in_channels,
-        "attention_head_dim": [m * family.model_channels // 16 for m in family.channel_mult],
+        "attention_head_dim": [m * family.model_channels // 16 for m in family.channel_mult], "norm_num_groups": 16,
     }
 
 
