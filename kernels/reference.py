@@ -71,7 +71,8 @@ def _lut_integers(part: LutPart) -> np.ndarray:
 def _additive_integers(part: AdditivePart) -> np.ndarray:
     cols = part.channels * part.taps
     books = part.codebooks.cpu().numpy().astype(np.int64)
-    blocks, num_codebooks, _, group = books.shape                                   # [blocks, M, K, group]
+    books = np.pad(books, ((0, 0), (0, 0), (0, 2**part.bits - books.shape[2]), (0, 0)))  # unknown codes mean zero
+    blocks, num_codebooks, _, group = books.shape                                   # [blocks, M, 2**bits, group]
     groups = -(-cols // group)
     codes = _codes(part.codes, part.bits, groups * num_codebooks).reshape(-1, groups, num_codebooks)
     integers = np.zeros((part.out_features, groups * group), dtype=np.int64)
