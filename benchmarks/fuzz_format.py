@@ -1,4 +1,4 @@
-"""Damages a small file in many seeded ways and counts what happens; exit code 1 if any damage goes unnoticed or crashes.
+"""Damages a small file in many seeded ways and counts what happens; exit code 1 where damage goes unnoticed or crashes.
 
     python benchmarks/fuzz_format.py [--count 20000] [--first 0] [--forged 2000]
 

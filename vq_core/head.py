@@ -75,7 +75,7 @@ def _check_part(part: PartHead, layout: Layout, key: str) -> None:
         raise FormatError(f"weight '{key}' uses {what}, which this program does not know: install a newer vqpack")
     _require(part.family == fmt.SPECS[part.spec][1], key, f"family {part.family} with spec {part.kind}")
     _require(math.isfinite(part.gain), key, f"gain {part.gain}")
-    _require(part.rotation <= 12 and part.channels % (1 << part.rotation) == 0, key,
+    _require(part.rotation <= fmt.MAX_ROTATION and part.channels % (1 << part.rotation) == 0, key,
              f"rotation in blocks of {1 << part.rotation} over {part.channels} channels")
     {fmt.LUT: _check_lut, fmt.ADDITIVE: _check_additive, fmt.TRELLIS: _check_trellis}[part.family](part, layout, key)
 
@@ -84,6 +84,7 @@ def _check_lut(part: PartHead, layout: Layout, key: str) -> None:
     _require(1 <= part.bits <= 8, key, f"{part.kind} codes of {part.bits} bits, expected 1 to 8")
     _require(not (part.window or part.vector or part.num_codebooks or part.blocks or part.codebook_size
                   or part.table_id), key, f"a {part.kind} part with fields of another family")
+    _require(part.group < 1 << 31, key, f"scale groups of {part.group} weights")
     largest = 1 << (15 if part.kind == "palette" else 8)
     _require(largest * max(1, part.block) <= fmt.EXACT, key, f"{part.kind} with rotation {part.block} is not exact")
 

@@ -24,6 +24,7 @@ WHOLE_WEIGHT = 65535                       # a section's part number when it bel
 MAX_PARTS = 64
 MAX_GROUP = 64                             # bounds how much a blob can grow when decoded: 64 weights a bit
 MAX_CHAIN = 1 << 20
+MAX_ROTATION = 10                          # log2 of the largest Hadamard block
 EXACT = 1 << 24                            # integers up to here are exact in float32
 DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint32, torch.float16, torch.bfloat16,
           torch.float32, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64)

@@ -8,13 +8,7 @@ from functools import cached_property
 
 import torch
 
-try:
-    from ..kernels.dispatch import decode_part
-except ModuleNotFoundError:
-    from ..kernels import reference
-
-    def decode_part(part, start=0, stop=None, dtype=torch.float32, backend=None):
-        return reference.decode_part(part, dtype)[start:stop]
+from ..kernels.dispatch import decode_part
 from ..kernels.parts import AdditivePart, LutPart, Part, Scales, TrellisPart
 from .errors import FormatError
 from .layout import ADDITIVE, LUT, Kind, Layout, PartHead

@@ -110,6 +110,19 @@ def test_a_loaded_file_is_never_replaced(tmp_path, file):
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_data_is_flushed_before_the_name_appears(tmp_path, monkeypatch, overwrite):
+    calls = []
+
+    def spy(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: (calls.append(name), original(*args))[1])
+
+    spy(os, "fsync"), spy(os, "link"), spy(os, "replace")
+    write_file(tmp_path, overwrite=overwrite)
+    assert calls[:2] == ["fsync", "replace" if overwrite else "link"] and calls.count("fsync") <= 2
+
+
 def test_file_bytes_foretells_the_size(tmp_path):
     with Writer(tmp_path / "x.safetensors") as writer:
         fill(writer)

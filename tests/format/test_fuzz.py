@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import struct
 import time
 from collections import Counter
 
@@ -42,6 +44,7 @@ def test_forged_records_do_no_harm(original, tmp_path):
     path = tmp_path / "forged.safetensors"
     for seed in range(200):
         path.write_bytes(forge(data, seed))
+        assert verify_file(path)                         # its modelspec hash is still the original's
         try:
             with Reader(path) as reader:
                 reader.check_tensors()
@@ -75,6 +78,7 @@ def test_memory_follows_the_file_not_its_claims(original, tmp_path):
     (lambda d: d.replace(b'"vqpack.version":"1"', b'"vqpack.version":"7"'), "version '7'.*version 1"),
     (lambda d: d.replace(b"VQWEIGHT\1", b"VQWEIGHT\2", 1), "checksum"),
     (lambda d: d.replace(b'"test"', b'"sdxl"'), "edited"),
+    (lambda d: respelled(d), "another program"),
     (lambda d: d[:-70] + bytes([d[-70] ^ 4]) + d[-69:], "checksum"),
 ])
 def test_verify_says_what_is_wrong(original, tmp_path, change, text):
@@ -82,6 +86,14 @@ def test_verify_says_what_is_wrong(original, tmp_path, change, text):
     path.write_bytes(change(original.read_bytes()))
     problems = verify_file(path)
     assert any(re.search(text, problem) for problem in problems), problems
+
+
+def respelled(data: bytes) -> bytes:
+    """The same header in another order of keys: same length, same checksum, other bytes."""
+    end = 8 + struct.unpack_from("<Q", data)[0]
+    table = json.loads(data[8:end])
+    text = json.dumps(dict(reversed(table.items())), separators=(",", ":"), ensure_ascii=False).encode()
+    return data[:8] + text.ljust(end - 8) + data[end:]
 
 
 def test_missing_file_and_folder_are_one_sentence(tmp_path):

@@ -165,6 +165,25 @@ def with_section(blob: torch.Tensor, kind: int, required: int, data: bytes) -> t
     return torch.frombuffer(raw, dtype=torch.uint8)
 
 
+def test_bytes_behind_the_last_section_are_refused():
+    shape, parts = parts_of("palette")
+    blob = torch.cat([build_blob(shape, torch.float16, parts), torch.zeros(64, dtype=torch.uint8)])
+    with pytest.raises(FormatError, match="length"):
+        parse_blob(blob, {}, "k")
+    blob[32:34] = torch.tensor([blob.numel() % 256, blob.numel() // 256], dtype=torch.uint8)
+    with pytest.raises(FormatError, match="sections end"):
+        parse_blob(blob, {}, "k")
+
+
+def test_padding_must_be_zero():
+    shape, parts = parts_of("palette")
+    blob = build_blob(shape, torch.float16, parts)
+    layout = parse_blob(blob, {}, "k").layout
+    blob[layout.section(0, Kind.row_scales).offset + 2 * shape[0]] = 1
+    with pytest.raises(FormatError, match="padding"):
+        check_padding(layout, blob, "k")
+
+
 @pytest.mark.parametrize("kind", [Kind.row_scales, Kind.col_scales])
 def test_non_finite_scales_are_refused(kind):
     shape, parts = parts_of("additive_conv")
