@@ -107,7 +107,7 @@ class NormalEquations:
         ridge = RIDGE * float(normal.diagonal().mean()) or 1.0
         normal.diagonal().add_(ridge)
         old = books.cpu().double().view(num_codebooks * size, group)
-        solved = torch.linalg.solve(normal, self.right + ridge * old)
+        solved = torch.cholesky_solve(self.right + ridge * old, torch.linalg.cholesky(normal))
         return solved.to(books.device, torch.float32).view(self.shape)
 
 
@@ -141,7 +141,7 @@ def _beam_chunk(vectors, books, beam):
         head = torch.cat([rest, rest.square().sum(-1, keepdim=True).mul_(-0.5), rest.new_ones(n, width, 1)], 2)
         tail = torch.cat([book, book.new_ones(size, 1), book.square().sum(1, keepdim=True).mul_(-0.5)], 1)
         scores = (head.view(n * width, g + 2) @ tail.T).view(n, width * size)       # -|rest - entry|^2 / 2
-        best = _top(scores, beam if m + 1 < len(books) else 1)                      # [n, beam]
+        best = _top(scores, min(beam, width * size) if m + 1 < len(books) else 1)   # [n, beam]
         parent, code = best // size, best % size
         codes = torch.cat([codes.gather(1, parent[..., None].expand(-1, -1, m)), code[..., None]], 2)
         rest = rest.gather(1, parent[..., None].expand(-1, -1, g)) - book[code]

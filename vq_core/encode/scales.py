@@ -5,8 +5,8 @@ import math
 
 import torch
 
-# Rows weaker than this count as zero: their squares leave float32, and no checkpoint means anything by them.
-TINIEST_RMS = 1e-18
+# Rows weaker than this count as zero: scale / (32767 * 2**14) would leave float32's normal range.
+TINIEST_RMS = 1e-28
 HALF_TOP = 14                              # the largest stored scale lies in [2**13, 2**14]: 2.7e8 of range below
 
 

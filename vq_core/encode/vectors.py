@@ -32,7 +32,7 @@ def normalized(rows: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Te
 def shares(scales: torch.Tensor) -> torch.Tensor:
     """What a unit of normalized squared error in each row costs: its scale squared, the largest being 1."""
     top = scales.max()
-    return scales.square() / top.square() if top > 0 else torch.zeros_like(scales)
+    return (scales / top).square() if top > 0 else torch.zeros_like(scales)
 
 
 def sample_vectors(matrix: torch.Tensor, scales: torch.Tensor, group: int, limit: int):
