@@ -15,8 +15,9 @@ import torch
 # One item per entry width in bytes. Only bits are moved, so complex128 is simply the 16-byte item.
 ITEMS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
-# 1-D int32 gathers, one thread, 1 MB of L2: 1.0 ns from 2**16 items, 1.6 to 1.9 ns from 2**18; 2**20 would be L3.
-MAX_INDEX_BITS = 18
+# int32 gathers, one thread, 1 MB of L2: 1.0 ns from 2**16 items, 1.6 to 1.9 ns from 2**18 alone on the machine but
+# 7 ns beside other programs (the table then lives in L3): L = 12, 2 bits decoded at 227 against 190 M weights/s.
+MAX_INDEX_BITS = 16
 MAX_ITEM_BYTES = 8
 
 # Codes looked up together in a palette: the smallest octet fractions whose tables stay under 2**14 entries.
@@ -74,7 +75,7 @@ class TrellisLookup:
 
 
 def trellis_lookup(table: torch.Tensor, window: int, step_bits: int) -> TrellisLookup:
-    """The lookup for a table int8 [2**window, vector]; the last few are kept (about 1 MB each)."""
+    """The lookup for a table int8 [2**window, vector]; the last few are kept (512 KB each at most)."""
     key = (id(table), window, step_bits)
     with _lock:
         if key in _kept:
