@@ -16,6 +16,7 @@ from .arch.detect import refuse_quantized
 from .errors import FormatError, UnsupportedError
 from .keymap import KeyMap, PrefixTable
 from .layout import MAGIC
+from .open_files import close_handle, mark_open
 from .progress import Progress
 from .safetensors_io import SafetensorsFile, sha256_file
 
@@ -60,6 +61,7 @@ class Source:
         self.metadata, self.keymap = dict(contents.metadata), contents.keymap
         self.bytes = sum(file.header.file_bytes for file in contents.files)
         self._contents, self._constants = contents, dict(contents.constants)
+        self._handles = [mark_open(file) for file in contents.files]      # no writer may replace them meanwhile
         shapes = {key: self.shape(key) for key in self.keys()}
         self.details = detect(shapes, self.name)
         self.architecture, self.prediction = self.details.name, self.details.prediction
@@ -118,6 +120,8 @@ class Source:
 
     def close(self) -> None:
         """Close the files."""
+        for handle in self._handles:
+            close_handle(handle)
         for file in self._contents.files:
             file.close()
 

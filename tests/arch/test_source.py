@@ -11,6 +11,7 @@ import pytest
 import torch
 from arch_shapes import SMALL, UNET, listed, openclip_shapes, random_tensors, unet_shapes, write_file, write_header
 from vqpack.vq_core.arch import layers, unet_names
+from vqpack.vq_core.container import Writer
 from vqpack.vq_core.errors import FormatError, UnsupportedError, VQError
 from vqpack.vq_core.keymap import PrefixTable
 from vqpack.vq_core.source import open_source
@@ -98,6 +99,15 @@ def test_unet_only_files_show_ldm_keys(tmp_path, naming):
         assert set(source.keys()) == {*tensors, "v_pred"} and source.prediction == "v"
         assert all(torch.equal(source.load(key), tensor) for key, tensor in tensors.items())
         assert {item.key for item in source.keymap.rebuild(source.keys())} == set(own)
+
+
+def test_an_open_source_cannot_be_replaced(tmp_path):
+    path = write(tmp_path / "model.safetensors", small())
+    with open_source(path):
+        with pytest.raises(VQError, match="loaded"):
+            Writer(path, overwrite=True)
+    Writer(path, overwrite=True).abort()
+    assert path.stat().st_size > 1000
 
 
 # --- diffusers folders
