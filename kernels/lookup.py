@@ -15,8 +15,8 @@ import torch
 # One item per entry width in bytes. Only bits are moved, so complex128 is simply the 16-byte item.
 ITEMS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
-# int32 gathers, one thread, 1 MB of L2: 1.0 ns from 2**16 items, 1.6 to 1.9 ns from 2**18 alone on the machine but
-# 7 ns beside other programs (the table then lives in L3): L = 12, 2 bits decoded at 227 against 190 M weights/s.
+# int32 gathers, one thread, 1 MB of L2: 1.0 ns from 2**16 items, 1.6 to 1.9 ns from 2**18 on a quiet machine, 7 ns
+# on a loaded one. Two runs of 16 against 18 on a loaded machine disagreed, so the smaller table was taken.
 MAX_INDEX_BITS = 16
 MAX_ITEM_BYTES = 8
 
