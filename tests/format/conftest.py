@@ -1,16 +1,15 @@
-"""Makes samples.py and mutations.py importable as `format_samples` and `format_mutations`.
-
-The test run puts no folder on sys.path.
-"""
+"""Makes samples.py, mutations.py and arch's shapes.py importable: the test run puts no folder on sys.path."""
 from __future__ import annotations
 
 import importlib.util
 import sys
 from pathlib import Path
 
-for name in ("samples", "mutations"):
-    if f"format_{name}" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(f"format_{name}", Path(__file__).with_name(f"{name}.py"))
+HERE = Path(__file__).parent
+for name, path in (("format_samples", HERE / "samples.py"), ("format_mutations", HERE / "mutations.py"),
+                   ("arch_shapes", HERE.parent / "arch" / "shapes.py")):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[f"format_{name}"] = module
+        sys.modules[name] = module
         spec.loader.exec_module(module)
