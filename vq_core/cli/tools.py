@@ -13,7 +13,8 @@ def run_demo(args) -> int:
 
 def run_doctor(args) -> int:
     """Print what this machine can do and why each refused path was refused."""
-    from ...kernels.capabilities import capabilities, describe
+    from ..doctor import describe, diagnose
 
-    print(json.dumps(capabilities(), indent=1) if args.json else describe())
+    facts = diagnose()
+    print(json.dumps(facts, indent=1) if args.json else describe(facts))
     return 0
