@@ -102,7 +102,6 @@ def _check(targets, table, step_bits, mask) -> torch.Tensor:
                          f"sequence, got {step_bits} bits, {sequences} sequences of {steps} steps")
     if mask is None:
         return torch.ones(steps, vector, dtype=torch.bool)
-    mask = mask.bool() if mask.ndim == 2 else mask.bool()[:, None].expand(steps, vector)
-    if mask.shape != (steps, vector):
+    if mask.shape not in ((steps,), (steps, vector)):
         raise ValueError(f"expected a mask [{steps}] or [{steps}, {vector}], got {tuple(mask.shape)}")
-    return mask.cpu()
+    return mask.bool().cpu().reshape(steps, -1).expand(steps, vector)

@@ -94,37 +94,46 @@ class _Code:
 
 
 def narrow_step(window: int, step_bits: int, vector: int):
-    """advance(costs, out, base, entries, x0, x1, back, first): `width` groups of states one step on.
+    """(choose, extend, width, span): one step from costs to out, any window; state s is at place s.
 
-    A group are the 2**step_bits states that share their predecessors; state s = group << step_bits | code is at place s.
-    costs, out: int32 [2**window]; base: int32 [2**window]; entries: int16 [vector, 2**window]; back: uint8 [groups].
+    A group: the 2**step_bits states that share their predecessors; state s = group << step_bits | code.
+    choose(costs, best, back, group) takes the minima of `width` groups; extend(best, out, base, entries, x0, x1, state)
+    makes the costs of `span` states. entries: int16 [vector, 2**window], base: int32 [2**window].
     """
     fan, low = 1 << step_bits, 1 << (window - step_bits)
     width = min(lanes(), low)
-    span = min(lanes(), width * fan)
+    span = min(lanes(), low * fan)
+    parents = max(1, span // fan)
 
     @intrinsic
-    def advance(context, costs, out, base, entries, x0, x1, back, first):
+    def choose(context, costs, best, back, group):
         def build(target, builder, signature, args):
             code = _Code(target, builder, signature, args)
-            place = args[7]
-            pointers, best = code.split(code.minimum(
-                [code.load(code.data(0), code.step(place, y * low), INT32, width) for y in range(fan)]), fan)
-            code.store(pointers, code.data(6), place)
-            x = [code.splat(args[4 + v], span) for v in range(vector)]
-            for r in range(width * fan // span):
-                state = code.step(code.times(place, fan), r * span)
-                parents = code.shuffle(best, best, [(r * span + i) // fan for i in range(span)])
-                cost = builder.add(parents, code.load(code.data(2), state, INT32, span))
-                for v in range(vector):
-                    entry = code.load(code.data(3), code.step(state, v << window), INT16, span)
-                    cost = builder.sub(cost, builder.mul(builder.sext(entry, cost.type), x[v]))
-                code.store(cost, code.data(1), state)
+            pointers, cost = code.split(code.minimum(
+                [code.load(code.data(0), code.step(args[3], y * low), INT32, width) for y in range(fan)]), fan)
+            code.store(pointers, code.data(2), args[3])
+            code.store(cost, code.data(1), args[3])
             return target.get_dummy_value()
 
-        return types.void(costs, out, base, entries, types.int32, types.int32, back, types.int64), build
+        return types.void(costs, best, back, types.int64), build
 
-    return advance, width
+    @intrinsic
+    def extend(context, best, out, base, entries, x0, x1, state):
+        def build(target, builder, signature, args):
+            code = _Code(target, builder, signature, args)
+            group = builder.lshr(args[6], ir.Constant(INT64, step_bits))
+            cost = code.load(code.data(0), group, INT32, parents)
+            cost = code.shuffle(cost, cost, [i * parents // span for i in range(span)])
+            cost = builder.add(cost, code.load(code.data(2), args[6], INT32, span))
+            for v in range(vector):
+                entry = code.load(code.data(3), code.step(args[6], v << window), INT16, span)
+                cost = builder.sub(cost, builder.mul(builder.sext(entry, cost.type), code.splat(args[4 + v], span)))
+            code.store(cost, code.data(1), args[6])
+            return target.get_dummy_value()
+
+        return types.void(best, out, base, entries, types.int32, types.int32, types.int64), build
+
+    return choose, extend, width, span
 
 
 def wide_step(window: int, step_bits: int, vector: int):

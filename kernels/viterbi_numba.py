@@ -25,9 +25,10 @@ def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: to
     codes = np.empty(x.shape[:2], np.uint8)                                       # [sequences, steps]
 
     def work(first: int, last: int) -> None:
-        costs = _aligned(np.zeros((2, entries.shape[0]), np.int32))
-        back = _aligned(np.zeros((x.shape[1], entries.shape[0] >> step_bits), np.uint8))
-        kernel(x[first:last], kinds.numpy(), *arguments, costs, back, codes[first:last])
+        groups = entries.shape[0] >> step_bits
+        costs, best = _aligned(np.zeros(entries.shape[0], np.int32)), _aligned(np.zeros(groups, np.int32))
+        back = _aligned(np.zeros((x.shape[1], groups), np.uint8))
+        kernel(x[first:last], kinds.numpy(), *arguments, costs, best, back, codes[first:last])
 
     threads = max(1, min(torch.get_num_threads(), len(x)))
     bounds = [len(x) * i // threads for i in range(threads + 1)]
@@ -95,29 +96,29 @@ def _narrow(window: int, step_bits: int, vector: int):
 
     from .viterbi_llvm import narrow_step
 
-    advance, width = narrow_step(window, step_bits, vector)
+    choose, extend, width, span = narrow_step(window, step_bits, vector)
     renormalize = _helpers(step_bits)
     size, groups, last = 1 << window, 1 << (window - step_bits), (1 << step_bits) - 1
 
     @njit(nogil=True)
-    def kernel(targets, kinds, base, entries, start, costs, back, codes):
+    def kernel(targets, kinds, base, entries, start, costs, best, back, codes):
         steps = targets.shape[1]
         for q in range(targets.shape[0]):
-            now, new = costs[0], costs[1]
             for s in range(size):
-                now[s] = start | base[0, s]
-            now[0] = 0
+                costs[s] = start | base[0, s]
+            costs[0] = 0
             for t in range(steps):
                 x0 = targets[q, t, 0] << step_bits
                 x1 = targets[q, t, vector - 1] << step_bits
                 for block in range(groups // width):
-                    advance(now, new, base[kinds[t]], entries, x0, x1, back[t], block * width)
-                now, new = new, now
+                    choose(costs, best, back[t], block * width)
+                for block in range(size // span):
+                    extend(best, costs, base[kinds[t]], entries, x0, x1, block * span)
                 if t % RENORMALIZE == RENORMALIZE - 1:
-                    renormalize(now)
+                    renormalize(costs)
             state = 0
             for s in range(size):
-                if now[s] >> step_bits < now[state] >> step_bits:
+                if costs[s] >> step_bits < costs[state] >> step_bits:
                     state = s
             for t in range(steps - 1, -1, -1):
                 codes[q, t] = state & last
@@ -145,24 +146,23 @@ def _wide(window: int, step_bits: int, vector: int):
         return int32(((second << step_bits) << 16) | ((-x[0] << step_bits) & 0xFFFF))
 
     @njit(nogil=True)
-    def kernel(targets, kinds, energies, pairs, start, costs, back, codes):
+    def kernel(targets, kinds, energies, pairs, start, costs, best, back, codes):
         steps = targets.shape[1]
-        now, best = costs[0], costs[1]
         for q in range(targets.shape[0]):
             for s in range(size):
-                now[(s & last) * groups + (s >> step_bits)] = start | (s >> (window - step_bits))
-            now[0] = 0
+                costs[(s & last) * groups + (s >> step_bits)] = start | (s >> (window - step_bits))
+            costs[0] = 0
             for t in range(steps):
                 for block in range(run // lanes):
-                    choose(now, best, back[t], block * lanes)
+                    choose(costs, best, back[t], block * lanes)
                 both = factors(targets[q, t], kinds[t])
                 for block in range(groups // lanes):
-                    extend(now, best, energies[kinds[t]], pairs, both, block * lanes)
+                    extend(costs, best, energies[kinds[t]], pairs, both, block * lanes)
                 if t % RENORMALIZE == RENORMALIZE - 1:
-                    renormalize(now)
-            state, least = 0, now[0] >> step_bits
+                    renormalize(costs)
+            state, least = 0, costs[0] >> step_bits
             for s in range(size):
-                cost = now[(s & last) * groups + (s >> step_bits)] >> step_bits
+                cost = costs[(s & last) * groups + (s >> step_bits)] >> step_bits
                 if cost < least:
                     state, least = s, cost
             for t in range(steps - 1, -1, -1):
