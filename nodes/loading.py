@@ -13,6 +13,7 @@ from .ops import VQOps, VQOpsDecoded
 from .patcher import adopt
 from .schema import COMPRESSED, DECODED, DYNAMIC
 
+_BESIDE_A_UNET = ("first_stage_model.", "conditioner.", "cond_stage_model.")     # VAE and text encoders
 _ALL = {"output_model": True, "output_clip": True, "output_vae": True}
 
 
@@ -53,7 +54,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
 
 def _load(path, memory_mode: str, parts: dict[str, bool]) -> tuple:
     sd, metadata = read_state_dict(path)
-    if not any(key.startswith("model.diffusion_model.") for key in sd):
+    if not any(key.startswith(_BESIDE_A_UNET) for key in sd):
         raise UnsupportedError(f"'{Path(path).name}' holds a UNet only, not a whole checkpoint: use Load Diffusion "
                                f"Model (VQ), and load text encoders and VAE from elsewhere")
     model, clip, vae = host.state_dict_to_checkpoint(sd, metadata, _operations(memory_mode), memory_mode == DYNAMIC,

@@ -1,0 +1,138 @@
+"""Finds real ComfyUIs and makes the files that are compared; skips, with the reason, where there is none.
+
+ComfyUI is looked for at $COMFYUI_PATH, else ~/ComfyUI; an old one (0.8) at $COMFYUI_OLD_PATH, else ~/ComfyUI-0.8.
+It runs under $COMFYUI_PYTHON, else under the Python that runs the tests, in a process of its own for every group of
+tests; these skip where ComfyUI's requirements do not import there. Everything is on the CPU.
+"""
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PLAN = {"vqpack_plan": 1, "unet": {"kind": "palette", "bits": 3}, "rules": [
+    {"match": r"input_blocks\.3\.1.*attn1", "spec": {"kind": "trellis", "bits": 3, "window": 8, "rotation": 0}},
+    {"match": r"input_blocks\.4\.0\.op", "spec": {"kind": "trellis", "bits": 2.5, "window": 8, "rotation": 16}},
+    {"match": r"input_blocks\.3\.0\.", "spec": {"kind": "uniform", "bits": 3}},
+    {"match": r"input_blocks\.4\.1.*attn1", "spec": {"kind": "additive", "bits": 3}}]}
+
+
+def host_path(variable: str, default: str) -> Path:
+    path = Path(os.environ.get(variable) or Path.home() / default)
+    if not (path / "comfy" / "model_patcher.py").is_file():
+        pytest.skip(f"no ComfyUI at ${variable} nor ~/{default}")
+    return path
+
+
+def host_python() -> str:
+    return os.environ.get("COMFYUI_PYTHON") or sys.executable
+
+
+def environment() -> dict[str, str]:
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON"))}
+    return {**keep, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+
+
+@functools.cache
+def why_not(python: str, host: Path) -> str:
+    """Empty, or the reason why this ComfyUI does not start under this Python."""
+    code = ("import sys; host = sys.argv[1]; sys.argv = ['main.py', '--cpu']; sys.path.insert(0, host);"
+            "import comfy.options; comfy.options.enable_args_parsing();"
+            "import comfy_kitchen, aiohttp, av, comfy.sd")
+    done = subprocess.run([python, "-c", code, str(host)], capture_output=True, text=True, env=environment(), cwd=host,
+                          check=False)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it ends without a word"])[-1]
+
+
+def usable(host: Path) -> Path:
+    reason = why_not(host_python(), host)
+    if reason:
+        pytest.skip(f"ComfyUI's requirements do not import under $COMFYUI_PYTHON, else the tests' own Python: {reason}")
+    return host
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """A current ComfyUI."""
+    return usable(host_path("COMFYUI_PATH", "ComfyUI"))
+
+
+@pytest.fixture(scope="session")
+def old_comfyui() -> Path:
+    """ComfyUI 0.8."""
+    return usable(host_path("COMFYUI_OLD_PATH", "ComfyUI-0.8"))
+
+
+@pytest.fixture(scope="session")
+def inside(files):
+    """inside(host, case, *arguments) -> what tests/comfy/cases.py found, run in a process with that ComfyUI."""
+    def run(host: Path, case: str, *arguments: str) -> dict:
+        command = [host_python(), str(HERE / "cases.py"), str(host), str(files), case, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=files, check=False,
+                              timeout=600)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+        assert done.returncode == 0 and lines, f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return json.loads(lines[-1][6:])
+    return run
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Path:
+    """A folder with the tiny checkpoint, its VQ file, that file decompressed in fp32, and two LoRA."""
+    folder = tmp_path_factory.mktemp("comfy")
+    source = make_tiny(folder / "tiny.safetensors")
+    from vqpack.vq_core.decompress import decompress
+    from vqpack.vq_core.plan import plan_from_json
+    from vqpack.vq_core.quantize import quantize
+
+    quantize(source, folder / "tiny-vq.safetensors", plan=plan_from_json(PLAN))
+    save_unet_only(folder / "tiny-vq.safetensors", folder / "unet-vq.safetensors")
+    decompress(folder / "tiny-vq.safetensors", folder / "dense.safetensors", dtype="fp32")
+    for seed in (1, 2):
+        save_file(make_lora(source, seed), folder / f"lora{seed}.safetensors")
+    return folder
+
+
+def save_unet_only(path: Path, out: Path) -> None:
+    """What `quantize --parts unet` writes, less its checksums."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as opened:
+        kept = {k: opened.get_tensor(k) for k in opened.keys() if not k.startswith("first_stage_model.")}
+        metadata = {k: v for k, v in opened.metadata().items() if "crc32" not in k}
+    save_file(kept, out, metadata)
+
+
+def make_tiny(path: Path) -> Path:
+    """The 126 MB checkpoint with random weights that ComfyUI takes for SDXL; no text encoders."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "make_checkpoint.py"), "tiny", str(path)]
+    subprocess.run(command, check=True, capture_output=True, env=environment())
+    return path
+
+
+def make_lora(source: Path, seed: int) -> dict[str, torch.Tensor]:
+    """Rank 4 on every third Linear and every convolution of the UNet, coded ones and others, in kohya's names."""
+    from safetensors import safe_open
+
+    generator, out = torch.Generator().manual_seed(seed), {}
+    with safe_open(source, "pt") as opened:
+        shapes = {k: opened.get_slice(k).get_shape() for k in opened.keys() if k.startswith("model.diffusion_model.")}
+    keys = sorted(k for k, shape in shapes.items() if k.endswith(".weight") and len(shape) in (2, 4))
+    for index, key in enumerate(keys):
+        shape = shapes[key]
+        if index % 3 == seed % 3 or len(shape) == 4:
+            name = "lora_unet_" + key.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_")
+            ones = [1, 1] if len(shape) == 4 else []
+            out[f"{name}.lora_up.weight"] = torch.randn(shape[0], 4, *ones, generator=generator) * 0.05
+            out[f"{name}.lora_down.weight"] = torch.randn(4, *shape[1:], generator=generator) * 0.05
+            out[f"{name}.alpha"] = torch.tensor(4.0)
+    return out
