@@ -3,8 +3,8 @@
     python benchmarks/train_tables.py --window 12 --step-bits 3 --vector 1 [--effort 1] [--out vq_core/tables]
 
 The order matters as much as four bits of window (docs/trellis.md): entry i starts as the Gaussian quantile of
-(i m + k i^2 mod 2^L + 1/2) / 2^L, m odd and k even, and m and k are searched: all candidates on a small sample, the
-best trained a little, the best of those trained long. Reproducible: seeded, and encoding is exact integer arithmetic.
+(i m mod 2^L + 1/2) / 2^L with m odd, and m is searched: all candidates on a small sample, the best trained a little,
+the best of those trained long. Reproducible: seeded, and encoding is exact integer arithmetic. Needs numba.
 """
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from alias import load_vqpack  # noqa: E402
 
 load_vqpack()
-from vqpack.kernels import viterbi  # noqa: E402
+from vqpack.kernels import viterbi, viterbi_numba  # noqa: E402
+from vqpack.kernels.viterbi_reference import FRACTION  # noqa: E402
 from vqpack.vq_core import tables  # noqa: E402
 
-UNITS = 32.0          # table units per sigma while training; the largest entries then sit at 127, close to 4 sigma
+UNITS = 32.0          # table units a sigma as stored: 127 is close to 4 sigma. 24, 34.6, 40, 64: within 0.1 % at 4 bits
+FINE = {1: 128.0, 2: 64.0}  # while training, by weights a step: training on the rounded table ends 0.3 % worse (4 bits)
 LENGTH = 2048         # steps in one sequence; the zero start costs < 0.2 % at this length
 ROUNDS = (            # (candidates kept, sequences per iteration, iterations) of the stages after the first look
-    (48, 48, 4),
-    (10, 192, 8),
-    (3, 768, 12),
-    (1, 2048, 12),
+    (24, 64, 4),
+    (6, 256, 8),
+    (2, 1024, 8),
+    (1, 2048, 10),
 )
 FIRST_LOOK = (400, 8)  # candidates, sequences
 
@@ -40,32 +42,38 @@ def gaussian(sequences: int, vector: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((sequences, LENGTH, vector))
 
 
-def quantiles(window: int, multiplier: int, square: int) -> np.ndarray:
-    """Gaussian quantiles in the order i -> i * multiplier + i^2 * square mod 2^window, [2**window]."""
-    i = np.arange(1 << window, dtype=np.int64)
-    place = (i * multiplier + i * i * square) % (1 << window)
+def quantiles(window: int, multiplier: int) -> np.ndarray:
+    """Gaussian quantiles in the order i -> i * multiplier mod 2^window, [2**window]."""
+    place = np.arange(1 << window, dtype=np.int64) * multiplier % (1 << window)
     return torch.special.ndtri(torch.from_numpy((place + 0.5) / (1 << window))).numpy()
 
 
 def candidates(window: int, step_bits: int, vector: int, count: int, seed: int):
-    """Starting tables float [2**window, vector] in sigmas, shrunk to the variance a code of this rate should have."""
+    """(multipliers of the weights of a step, table float [2**window, vector] in sigmas), shrunk to the variance that
+    the decoded values of a code of this rate should have."""
     rng = np.random.default_rng(seed)
     shrink = np.sqrt(1 - 2.0 ** (-2 * step_bits / vector))
     for _ in range(count):
-        columns = [quantiles(window, int(rng.integers(1 << window)) | 1,
-                             2 * int(rng.integers(1 << (window - 1))) * int(rng.integers(2))) for _ in range(vector)]
-        yield shrink * np.stack(columns, 1)
+        order = [int(m) | 1 for m in rng.integers(1 << window, size=vector)]
+        yield order, shrink * np.stack([quantiles(window, m) for m in order], 1)
 
 
-def to_int8(table: np.ndarray) -> torch.Tensor:
-    """Rounded and clipped, -127 to 127."""
-    return torch.from_numpy(np.clip(np.rint(table * UNITS), -127, 127).astype(np.int8))
+def rounded(table: np.ndarray, units: float = UNITS) -> np.ndarray:
+    """In table units: -127 to 127 for UNITS a sigma, the stored form."""
+    limit = 127 * units / UNITS
+    return np.clip(np.rint(table * units), -limit, limit).astype(np.int16)
 
 
-def encode(table: np.ndarray, x: np.ndarray, step_bits: int) -> np.ndarray:
-    """States int64 [sequences, steps] of the best paths through the rounded table."""
-    size = len(table)
-    codes = viterbi.encode(viterbi.fixed_point(torch.from_numpy(x * UNITS)), to_int8(table), step_bits).numpy()
+def encode(table: np.ndarray, x: np.ndarray, step_bits: int, units: float) -> np.ndarray:
+    """States int64 [sequences, steps] of the best paths through the table rounded to so many units a sigma."""
+    size, vector = table.shape
+    entries = torch.from_numpy(rounded(table, units))
+    targets = torch.from_numpy(np.rint(x * units * FRACTION).astype(np.int32))
+    if units == UNITS:
+        codes = viterbi.encode(targets, entries.to(torch.int8), step_bits).numpy()
+    else:
+        kinds = torch.full(x.shape[1:2], 2**vector - 1, dtype=torch.uint8)
+        codes = viterbi_numba.encode(targets, entries, step_bits, kinds).numpy()
     states = codes.astype(np.int64)
     for shift in range(1, -(-(size.bit_length() - 1) // step_bits)):
         states[:, shift:] += codes[:, :-shift].astype(np.int64) << (step_bits * shift)
@@ -74,7 +82,7 @@ def encode(table: np.ndarray, x: np.ndarray, step_bits: int) -> np.ndarray:
 
 def ratio(table: np.ndarray, x: np.ndarray, states: np.ndarray, step_bits: int) -> float:
     """Mean squared error of the rounded table over Shannon's bound 2^(-2 R)."""
-    error = (to_int8(table).numpy()[states] / UNITS - x) ** 2
+    error = (rounded(table)[states] / UNITS - x) ** 2
     return float(error.mean() * 4.0 ** (step_bits / x.shape[2]))
 
 
@@ -84,7 +92,7 @@ def train(table: np.ndarray, step_bits: int, sequences: int, iterations: int, se
     counts = np.zeros(len(table))
     for k in range(iterations):
         x = gaussian(sequences, table.shape[1], seed + k)
-        states = encode(table, x, step_bits).ravel()
+        states = encode(table, x, step_bits, FINE[table.shape[1]]).ravel()
         keep = 0.0 if k < iterations // 3 else 0.7
         counts = keep * counts + np.bincount(states, minlength=len(table))
         for v in range(table.shape[1]):
@@ -96,25 +104,25 @@ def train(table: np.ndarray, step_bits: int, sequences: int, iterations: int, se
 
 def held_out(table: np.ndarray, step_bits: int, sequences: int, seed: int) -> float:
     x = gaussian(sequences, table.shape[1], seed)
-    return ratio(table, x, encode(table, x, step_bits), step_bits)
+    return ratio(table, x, encode(table, x, step_bits, UNITS), step_bits)
 
 
-def search(window: int, step_bits: int, vector: int, effort: float, seed: int) -> tuple[np.ndarray, float]:
-    """-> best table in sigmas, its held-out ratio on a large sample."""
+def search(window: int, step_bits: int, vector: int, effort: float, seed: int) -> tuple[np.ndarray, list, float]:
+    """-> best table in sigmas, the order it began with, its held-out ratio on a large sample."""
     share = effort / vector
     x_seed, test_seed = seed * 1000 + 1, seed * 1000 + 2
     count, sequences = FIRST_LOOK
-    pool = sorted(((held_out(t, step_bits, max(2, sequences // vector), x_seed), i, t) for i, t in
-                   enumerate(candidates(window, step_bits, vector, max(8, int(count * effort)), seed))),
-                  key=lambda c: c[0])
+    pool = sorted(((held_out(t, step_bits, max(2, sequences // vector), x_seed), order, t) for order, t in
+                   candidates(window, step_bits, vector, max(8, int(count * effort)), seed)), key=lambda c: c[0])
     for stage, (kept, sequences, iterations) in enumerate(ROUNDS):
         sequences = max(8, int(sequences * share))
-        trained = [(i, train(t, step_bits, sequences, iterations, seed * 1000 + 10 + 100 * stage))
-                   for _, i, t in pool[:max(1, int(kept * min(1, effort)) or 1)]]
-        pool = sorted(((held_out(t, step_bits, sequences, test_seed), i, t) for i, t in trained), key=lambda c: c[0])
-        print(f"  stage {stage}: " + " ".join(f"{r:.4f}" for r, _, _ in pool[:5]), flush=True)
-    table = pool[0][2]
-    return table, held_out(table, step_bits, max(64, int(1024 * share)), seed * 1000 + 3)
+        trained = [(order, train(t, step_bits, sequences, iterations, seed * 1000 + 10 + 100 * stage))
+                   for _, order, t in pool[:max(1, int(kept * min(1, effort)))]]
+        pool = sorted(((held_out(t, step_bits, sequences, test_seed), order, t) for order, t in trained),
+                      key=lambda c: c[0])
+        print(f"  stage {stage}: " + " ".join(f"{r:.4f} {order}" for r, order, _ in pool[:4]), flush=True)
+    _, order, table = pool[0]
+    return table, order, held_out(table, step_bits, max(64, int(1024 * share)), seed * 1000 + 3)
 
 
 def main() -> None:
@@ -127,14 +135,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to store into, if better than what is there")
     args = parser.parse_args()
     started = time.monotonic()
-    table, quality = search(args.window, args.step_bits, args.vector, args.effort, args.seed)
+    table, order, quality = search(args.window, args.step_bits, args.vector, args.effort, args.seed)
     name = f"trellis_L{args.window}_B{args.step_bits}_V{args.vector}"
     print(f"{name}: {quality:.4f} of Shannon's bound, {time.monotonic() - started:.0f} s")
     if args.out:
-        store(args.out, name, args.step_bits, to_int8(table), quality)
+        store(args.out, name, args.step_bits, torch.from_numpy(rounded(table)).to(torch.int8), order, quality)
 
 
-def store(folder: Path, name: str, step_bits: int, table: torch.Tensor, quality: float) -> None:
+def store(folder: Path, name: str, step_bits: int, table: torch.Tensor, order: list, quality: float) -> None:
     """Write NAME.vqtable and its line of index.json, unless a better one is there."""
     index_path = folder / "index.json"
     index = json.loads(index_path.read_text()) if index_path.exists() else {}
@@ -142,7 +150,7 @@ def store(folder: Path, name: str, step_bits: int, table: torch.Tensor, quality:
         print(f"{name}: kept the stored table ({index[name]['ratio']})")
         return
     (folder / f"{name}.vqtable").write_bytes(tables.table_bytes(table, step_bits).numpy().tobytes())
-    index[name] = {"step": 1 / UNITS, "ratio": round(quality, 4)}
+    index[name] = {"step": 1 / UNITS, "ratio": round(quality, 4), "order": order}
     index_path.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
 
 

@@ -45,7 +45,7 @@ def _kernel_for(table: np.ndarray, step_bits: int):
     size, vector = table.shape
     window = size.bit_length() - 1
     base, start = prepare(table, step_bits)
-    if not _is_wide(window, step_bits):
+    if table.dtype != np.int8 or not _is_wide(window, step_bits):
         values = _aligned(table.T.astype(np.int16))                               # [vector, 2**window]
         return _narrow(window, step_bits, vector), (_aligned(base), values, start)
     order = np.arange(size).reshape(-1, 1 << step_bits).T.ravel()                 # place -> state

@@ -29,6 +29,7 @@ def prepare(table: np.ndarray, step_bits: int) -> tuple[np.ndarray, int]:
     state is reached from any other in K = ceil(L / B) steps, so two path costs differ by less than D = K V S + 1, and
     start states other than 0 begin at D: more than any true path ever costs above another. Between
     subtractions packed costs stay below (2 D + 16 V G) 2^B <= 2.1402e9 < 2^31 at the worst case L = 16, B = 7, V = 2.
+    (Training passes int16 tables of finer steps to numba's kernel; D then grows with their largest entry.)
     """
     size, vector = table.shape
     window = size.bit_length() - 1
@@ -36,8 +37,8 @@ def prepare(table: np.ndarray, step_bits: int) -> tuple[np.ndarray, int]:
     own = np.arange(size) >> (window - step_bits)                                 # [2**window]
     chosen = np.array([[(k >> v) & 1 for v in range(vector)] for k in range(1 << vector)])
     base = ((chosen @ squares.T) << step_bits) | own                              # [2**vector, 2**window]
-    hops = -(-window // step_bits)
-    start = (hops * vector * 2 * TARGET_LIMIT * 128 + 1) << step_bits
+    hops, peak = -(-window // step_bits), max(128, int(np.abs(table.astype(np.int32)).max()))
+    start = (hops * vector * 2 * TARGET_LIMIT * peak**2 // 128 + 1) << step_bits
     return base.astype(np.int32), start
 
 
