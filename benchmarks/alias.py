@@ -1,4 +1,4 @@
-"""Makes the repository importable as `vqpack` for scripts run from a clone, and names machine and commit for results."""
+"""Makes the repository importable as `vqpack` for scripts in a clone; names machine and commit for results."""
 import importlib.util
 import os
 import platform

@@ -125,7 +125,7 @@ def lora(model) -> dict:
     import torch
 
     generator, out = torch.Generator().manual_seed(2), {}
-    for key, weight in model.model.state_dict().items():
+    for key in model.model.state_dict():
         name = key.removeprefix("diffusion_model.").removesuffix(".weight")
         chosen = "middle_block" in name or "output_blocks.1." in name or "input_blocks.7." in name
         if not key.endswith(".weight") or not chosen or ".norm" in name:
