@@ -120,6 +120,26 @@ def test_row_scales_are_the_least_squares_ones(case):
     assert float((factor - 1).abs().max()) < 1e-3          # float16 rounds to 2^-11
 
 
+@pytest.mark.parametrize("case", ["palette3-groups", "uniform4-groups"])
+def test_group_scales_are_the_least_squares_ones_also_in_the_short_last_group(case):
+    matrix = gaussian(20, 37, seed=9)
+    decoded = decode_part(encode(case, matrix))
+    for group in (slice(0, 16), slice(16, 32), slice(32, 37)):
+        d, t = decoded[:, group], matrix[:, group]
+        assert float(((t * d).sum(1) / d.square().sum(1) - 1).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("case", ["palette3", "additive1", "product2"])
+def test_books_serve_the_rows_that_weigh_most(case):
+    """Strong rows are nearly two-valued; their share of the error, not their number, must shape the books."""
+    strong = gaussian(16, 256, seed=10).sign() * (1 + 0.02 * gaussian(16, 256, seed=11))
+    weak = gaussian(240, 256, seed=12).exp()
+    mixed = torch.cat([30 * strong, weak])
+    lost = (decode_part(encode(case, mixed)) - mixed).square()
+    other = (decode_part(encode(case, torch.cat([strong, weak]))) - torch.cat([strong, weak])).square()
+    assert float(lost[:16].mean()) / 900 < 0.9 * float(other[:16].mean())
+
+
 def test_chunks_do_not_change_the_codes(monkeypatch):
     matrix = gaussian(50, 96, seed=8)
     for case, module in (("palette3", palette), ("uniform4", uniform), ("palette3-groups", palette)):
