@@ -21,8 +21,9 @@ def test_demo_writes_a_picture_and_a_table(tmp_path, capsys, monkeypatch):
     image = Image.open(folder / "demo.png")
     assert image.width > 3 * 128 and len(image.getcolors(1 << 20)) > 100
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" dB")]
-    four, one = (float(line.split()[-2]) for line in lines)
+    four, one = (float(line.split()[-4]) for line in lines)
     assert four > one + 3 and four > 20
+    assert [line.split()[-2] for line in lines] == [f"{four:.1f}", f"{one:.1f}"]      # one prompt: median = worst
     bits = [float(line.split()[2]) for line in lines]
     assert 4 < bits[0] < 4.3 and 1 < bits[1] < 1.3
 
