@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-ATOMS = 512                                # points of the exact search; 1024 gain < 0.02 % (Gaussian and t, 2 to 6 bits)
+ATOMS = 512                                # points of the exact search; 1024 gain < 0.02 % (2 to 6 bits)
 EXACT_LEVELS = 64                          # above, cells of the density start are already closer than ATOMS could be
 MAX_ITERATIONS = 400                       # never reached there: SETTLED ends the search first
 SETTLED = 1e-7                             # relative gain of an iteration that ends the search

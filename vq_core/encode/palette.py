@@ -11,7 +11,7 @@ from . import scales as sc
 from .kmeans import spread_sample
 from .lloyd_max import lloyd_max
 
-SAMPLES_PER_LEVEL = 4096                   # 8 bits, 3.3 M weights: 2**14 gain 0.2 % (t-tails 6 %), 1024 lose 1.2 % (14 %)
+SAMPLES_PER_LEVEL = 4096                   # 8 bits: 2**14 gain 0.2 % (t-tails 6 %), 1024 lose 1.2 % (14 %)
 LEAST_SAMPLES = 2**17
 CHUNK = 2**19                              # weights coded at once
 
