@@ -1,0 +1,168 @@
+"""A ComfyUI server on a folder of its own, and what a browser would do with it: usage server.py HOST BASE; prints one
+line `FOUND {json}`. Not imported by pytest: it needs ComfyUI's own Python (aiohttp).
+"""
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+
+HOST, BASE = sys.argv[1], Path(sys.argv[2])
+VQ_FOLDER = BASE / "models" / "vq_checkpoints"
+START_SECONDS, PROMPT_SECONDS = 180, 300
+STOP_AFTER = 6                             # events of progress; reading the source gives two or three, then it codes
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def start(port: int) -> subprocess.Popen:
+    command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
+               "--disable-auto-launch", "--base-directory", str(BASE),
+               "--database-url", f"sqlite:///{BASE / 'user' / 'test.db'}"]
+    log = open(BASE / "server.log", "w", encoding="utf-8")
+    return subprocess.Popen(command, cwd=HOST, stdout=log, stderr=subprocess.STDOUT)
+
+
+def quantize(method: str, bits: float, name: str) -> dict:
+    return {"class_type": "VQQuantizeCheckpoint",
+            "inputs": {"checkpoint": "tiny.safetensors", "bits": bits, "method": method, "text_encoder_bits": "6",
+                       "name": name}}
+
+
+def load(file: str, link: list | None = None) -> dict:
+    inputs = {"file": file, "memory_mode": "compressed"}
+    return {"class_type": "VQCheckpointLoader", "inputs": {**inputs, "file_name": link} if link else inputs}
+
+
+def sampled(loader: dict, **more: dict) -> dict:
+    sampler = {"model": ["load", 0], "positive": ["cond", 0], "negative": ["cond", 0], "latent_image": ["empty", 0],
+               "seed": 1, "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    return {**more, "load": loader, "cond": {"class_type": "ZeroConditioning", "inputs": {}},
+            "empty": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+            "sample": {"class_type": "KSampler", "inputs": sampler},
+            "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["load", 2]}},
+            "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "vq"}}}
+
+
+class Browser:
+    """One websocket and what came over it."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str):
+        self._session, self._url = session, url
+
+    async def get(self, path: str) -> dict:
+        async with self._session.get(self._url + path) as answer:
+            return await answer.json()
+
+    async def post(self, path: str, data: dict | None = None) -> dict:
+        async with self._session.post(self._url + path, json=data or {}) as answer:
+            text = await answer.text()
+            return json.loads(text) if text.startswith("{") else {}
+
+    async def run(self, prompt: dict, stop_at: str | None = None) -> dict:
+        """Queue a prompt -> {"end", "message", "nodes": {node: progress values}, "texts"}; stop_at: interrupt when
+        this node is at work."""
+        out = {"end": "", "message": "", "nodes": {}, "texts": 0, "executed": []}
+        async with self._session.ws_connect(self._url + "/ws?clientId=test", max_msg_size=0) as socket_:
+            answer = await self.post("/prompt", {"prompt": prompt, "client_id": "test"})
+            if "prompt_id" not in answer:
+                return {**out, "end": "refused", "message": json.dumps(answer)[:2000]}
+            stopped, end = False, time.monotonic() + PROMPT_SECONDS
+            while time.monotonic() < end:
+                message = await socket_.receive(timeout=PROMPT_SECONDS)
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    out["texts"] += message.data[:4] == b"\0\0\0\3"
+                    continue
+                event = json.loads(message.data)
+                data = event.get("data", {})
+                if event["type"] == "progress":
+                    out["nodes"].setdefault(data["node"], []).append(data["value"])
+                    if len(out["nodes"].get(stop_at, ())) == STOP_AFTER and not stopped:
+                        stopped = True
+                        await self.post("/interrupt")
+                if event["type"] == "executing" and data.get("node"):
+                    out["executed"].append(data["node"])
+                if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+                    return {**out, "end": event["type"], "message": data.get("exception_message", "")}
+        return {**out, "end": "timeout"}
+
+
+def files() -> list[str]:
+    return sorted(str(p.relative_to(VQ_FOLDER)) for p in VQ_FOLDER.rglob("*") if p.is_file())
+
+
+def seen(info: dict, node: str, widget: str):
+    return info[node]["input"]["required"][widget]
+
+
+async def story(url: str) -> dict:
+    """First quantize, load and sample in one prompt; the same again; then an interrupted run; then errors."""
+    found = {}
+    async with aiohttp.ClientSession() as session:
+        browser = Browser(session, url)
+        await wait_until_up(browser)
+        info = await browser.get("/object_info")
+        found["nodes"] = {name: info[name]["display_name"] for name in info if name.startswith("VQ")}
+        found["inputs"] = {name: info[name]["input_order"] for name in found["nodes"]}
+        found["tooltips"] = all(len(spec) > 1 and spec[1].get("tooltip") for name in found["nodes"]
+                                for group in ("required", "optional")
+                                for spec in info[name]["input"].get(group, {}).values())
+        found["empty_list"] = seen(info, "VQCheckpointLoader", "file")
+        first = sampled(load("(no VQ file found)", ["make", 0]), make=quantize("palette", 3.0, "made"))
+        found["first"] = await browser.run(first)
+        found["files"] = files()
+        found["again"] = (await browser.run(first))["executed"]
+        info = await browser.get("/object_info")
+        found["list"] = seen(info, "VQCheckpointLoader", "file")
+        found["sources"] = seen(info, "VQQuantizeCheckpoint", "checkpoint")
+        found["stopped"] = await browser.run({"make": quantize("palette", 4.0, "stopped")}, stop_at="make")
+        found["files_after_stop"] = files()
+        found["by_name"] = await browser.run(sampled(load("made.safetensors")))
+        found["outside"] = await browser.run({"make": quantize("palette", 3.0, "../outside")})
+        found["no_such_rate"] = await browser.run({"make": quantize("trellis", 7.0, "never")})
+        found["gone"] = await browser.run(sampled(load("gone.safetensors")))
+        (VQ_FOLDER / "bad.safetensors").write_bytes((VQ_FOLDER / "made.safetensors").read_bytes()[:1_000_000])
+        found["damaged"] = await browser.run(sampled(load("bad.safetensors")))
+        found["alive"] = (await browser.run(sampled(load("made.safetensors"))))["end"]
+    return found
+
+
+async def wait_until_up(browser: Browser) -> None:
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            await browser.get("/system_stats")
+            return
+        except (aiohttp.ClientError, json.JSONDecodeError):
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.5)
+
+
+def main() -> None:
+    port = free_port()
+    server = start(port)
+    try:
+        found = asyncio.run(story(f"http://127.0.0.1:{port}"))
+    finally:
+        server.send_signal(signal.SIGTERM) if os.name != "nt" else server.terminate()
+        server.wait(30)
+    log = (BASE / "server.log").read_text(encoding="utf-8", errors="replace")
+    found["import_failed"] = "Cannot import" in log or "IMPORT FAILED" in log
+    print("FOUND " + json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The nodes through a real server's HTTP API, as a browser uses them; one server run that several tests read."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from .conftest import HERE, ROOT, environment, host_python
+
+CONDITIONING = '''
+import torch
+
+
+class ZeroConditioning:
+    """The tiny checkpoint has no text encoders."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        return ([[torch.zeros([1, 77, 2048]), {"pooled_output": torch.zeros([1, 1280])}]],)
+
+
+NODE_CLASS_MAPPINGS = {"ZeroConditioning": ZeroConditioning}
+'''
+
+
+@pytest.fixture(scope="module")
+def base(files, tmp_path_factory):
+    """A ComfyUI base folder with the tiny checkpoint, this pack in a folder with a dash, and a test node."""
+    folder = tmp_path_factory.mktemp("base")
+    for name in ("models/checkpoints", "custom_nodes/testing", "input", "output", "temp", "user"):
+        (folder / name).mkdir(parents=True)
+    os.link(files / "tiny.safetensors", folder / "models" / "checkpoints" / "tiny.safetensors")
+    (folder / "custom_nodes" / "testing" / "__init__.py").write_text(CONDITIONING, encoding="utf-8")
+    (folder / "custom_nodes" / "vq-pack").symlink_to(ROOT, target_is_directory=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(comfyui, base):
+    command = [host_python(), str(HERE / "server.py"), str(comfyui), str(base)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=base, check=False,
+                          timeout=900)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    log = (base / "server.log").read_text(encoding="utf-8", errors="replace")
+    assert done.returncode == 0 and lines, f"{done.stderr[-3000:]}\n{log[-3000:]}"
+    return json.loads(lines[-1][6:])
+
+
+def test_nodes_are_there_with_their_frozen_inputs(found):
+    assert not found["import_failed"]
+    assert found["nodes"] == {"VQCheckpointLoader": "Load Checkpoint (VQ)",
+                              "VQDiffusionModelLoader": "Load Diffusion Model (VQ)",
+                              "VQQuantizeCheckpoint": "Quantize Checkpoint (VQ)"}
+    loader = {"required": ["file", "memory_mode"], "optional": ["file_name"]}
+    assert found["inputs"]["VQCheckpointLoader"] == found["inputs"]["VQDiffusionModelLoader"] == loader
+    made = found["inputs"]["VQQuantizeCheckpoint"]
+    assert made["required"] == ["checkpoint", "bits", "method", "text_encoder_bits", "name"]
+    assert found["tooltips"]
+
+
+def test_quantize_load_and_sample_in_one_prompt(found):
+    assert found["first"]["end"] == "execution_success", found["first"]
+    values = found["first"]["nodes"]["make"]
+    assert len(values) > 5 and max(values) == 1000 and found["first"]["texts"] > 5
+    assert found["files"] == ["made.safetensors"]
+
+
+def test_a_second_run_does_nothing_again(found):
+    assert not {"make", "load", "sample"} & set(found["again"])
+
+
+def test_the_result_is_listed_without_a_restart(found):
+    assert "(no VQ file found)" in str(found["empty_list"]) and "made.safetensors" in str(found["list"])
+    assert "tiny.safetensors" in str(found["sources"]) and "made" not in str(found["sources"])
+    assert found["by_name"]["end"] == "execution_success"
+
+
+def test_interrupting_leaves_nothing_half_written(found):
+    assert found["stopped"]["end"] == "execution_interrupted", found["stopped"]
+    finished = [name for name in found["files_after_stop"] if name.endswith((".safetensors", ".part"))]
+    assert finished == ["made.safetensors"]
+    assert "stopped.safetensors.spool" in found["files_after_stop"]      # it was coding; the next run goes on from there
+
+
+@pytest.mark.parametrize(("case", "words"), [("outside", "must stay inside"), ("no_such_rate", "trellis bits"),
+                                             ("gone", "gone.safetensors"), ("damaged", "truncated")])
+def test_one_sentence_in_the_node_and_a_living_server(found, case, words):
+    assert found[case]["end"] in ("execution_error", "refused")
+    message = found[case]["message"]
+    assert words in message, message
+    assert found[case]["end"] == "refused" or "\n" not in message.strip()
+    assert found["alive"] == "execution_success"
