@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..errors import FormatError
@@ -79,9 +80,14 @@ def relative_error(weight: torch.Tensor, coded, rows: int = 1024) -> float:
     for start in range(0, weight.shape[0], rows):
         original = weight[start:start + rows].float()                               # [rows, in, ...]
         decoded = coded.decode(torch.float32, start, start + original.shape[0])
-        lost += float((original - decoded).square().sum(dtype=torch.float64))
-        norm += float(original.square().sum(dtype=torch.float64))
+        lost += _square_sum(original - decoded)
+        norm += _square_sum(original)
     return lost / norm if norm else lost
+
+
+def _square_sum(values: torch.Tensor) -> float:
+    """Sum of squares by numpy: its order, unlike torch's, does not depend on the number of threads."""
+    return float(np.square(values.numpy()).sum(dtype=np.float64))
 
 
 def estimate_speed(spec: Spec, device: str, rows: int = 1280, cols: int = 256) -> float | None:
