@@ -38,7 +38,7 @@ import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
-from vqpack.nodes import layout, loading, patcher  # noqa: E402
+from vqpack.nodes import layout, loading, ops, patcher  # noqa: E402
 from vqpack.nodes.schema import COMPRESSED, DECODED, DYNAMIC  # noqa: E402
 
 VQ, UNET, DENSE = (str(FILES / f"{name}.safetensors") for name in ("tiny-vq", "unet-vq", "dense"))
@@ -212,6 +212,46 @@ def moved() -> list[str]:
         ways = (weight.to("meta"), weight.to("meta", torch.float32), weight.to(device="meta", dtype=torch.float32),
                 weight.to("meta", None, False), weight.to(torch.float32), weight.clone(), weight.to(CPU, copy=True))
         return sorted({type(w).__name__ + "/" + str(w._qdata.device == w.device) for w in ways})
+
+
+def case_text_encoders() -> dict:
+    """Prompt encoding with small text encoders, without and with a LoRA, against the stock loader."""
+    small = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
+    options = {"clip_l_model_config": small, "clip_g_model_config": small, "dtype": torch.float32}
+    lora = {}
+    for name in ("te1_text_model_encoder_layers_0_self_attn_q_proj", "te2_text_model_encoder_layers_0_self_attn_v_proj",
+                 "te2_text_model_encoder_layers_0_mlp_fc1"):
+        rows, key = (256 if "fc1" in name else 64), f"lora_{name}"
+        lora |= {f"{key}.lora_{part}.weight": torch.randn(shape) * 0.1 for part, shape in (("up", (rows, 4)),
+                                                                                           ("down", (4, 64)))}
+    results = {}
+    for kind in ("stock", "ours", "decoded"):
+        operations = {"ours": ops.VQOps, "decoded": ops.VQOpsDecoded}.get(kind)
+        custom = {"custom_operations": operations} if operations else {}
+        sd = text_state_dict(kind != "stock")
+        clip = comfy.sd.load_state_dict_guess_config(sd, output_vae=False, model_options=custom,
+                                                     te_model_options={**options, **custom})[1]
+        patcher.adopt(clip.patcher) if operations else None
+        changed = comfy.sd.load_lora_for_models(None, clip, lora, 0, 0.7)[1]
+        results[kind] = [*encode(clip), *encode(changed), *encode(clip)]
+        size, coded = clip.patcher.model_size(), sum(isinstance(m, ops.Coded) and layout.is_coded(m.weight)
+                                                     for m in clip.cond_stage_model.modules())
+        results[kind + "_size"] = [size, coded]
+    return {"ours": [apart(a, b) for a, b in zip(results["ours"], results["stock"], strict=True)],
+            "decoded": [apart(a, b) for a, b in zip(results["decoded"], results["stock"], strict=True)],
+            "lora_matters": apart(results["stock"][2], results["stock"][0]),
+            "finite": all(bool(t.isfinite().all()) for t in results["stock"]), "size": results["ours_size"]}
+
+
+def text_state_dict(coded: bool) -> dict:
+    if coded:
+        return {**loading.read_state_dict(VQ)[0], **loading.read_state_dict(str(FILES / "text-vq.safetensors"))[0]}
+    return {**comfy.utils.load_torch_file(DENSE), **comfy.utils.load_torch_file(str(FILES / "text-dense.safetensors"))}
+
+
+def encode(clip) -> list[torch.Tensor]:
+    (cond, extra), = clip.encode_from_tokens_scheduled(clip.tokenize("a red fox in the (snow:1.2)"))
+    return [cond, extra["pooled_output"]]
 
 
 def case_errors() -> dict:

@@ -7,6 +7,7 @@ tests; these skip where ComfyUI's requirements do not import there. Everything i
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import os
 import subprocess
@@ -97,6 +98,10 @@ def files(tmp_path_factory) -> Path:
     quantize(source, folder / "tiny-vq.safetensors", plan=plan_from_json(PLAN))
     save_unet_only(folder / "tiny-vq.safetensors", folder / "unet-vq.safetensors")
     decompress(folder / "tiny-vq.safetensors", folder / "dense.safetensors", dtype="fp32")
+    with_text = make_tiny(folder / "with-text.safetensors", text_encoder_shapes())
+    quantize(with_text, folder / "text-vq.safetensors", bits=3, method="palette", parts=("te",))
+    decompress(folder / "text-vq.safetensors", folder / "text-dense.safetensors", dtype="fp32")
+    with_text.unlink()
     for seed in (1, 2):
         save_file(make_lora(source, seed), folder / f"lora{seed}.safetensors")
     return folder
@@ -112,11 +117,38 @@ def save_unet_only(path: Path, out: Path) -> None:
     save_file(kept, out, metadata)
 
 
-def make_tiny(path: Path) -> Path:
-    """The 126 MB checkpoint with random weights that ComfyUI takes for SDXL; no text encoders."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "make_checkpoint.py"), "tiny", str(path)]
+def make_tiny(path: Path, more: dict[str, tuple[int, ...]] | None = None) -> Path:
+    """The 126 MB checkpoint with random weights that ComfyUI takes for SDXL, without text encoders, and `more`."""
+    listed = gzip.decompress((ROOT / "tests" / "data" / "sdxl_tiny.keys.tsv.gz").read_bytes()).decode()
+    lines = [f"{key}\t{','.join(map(str, shape))}" for key, shape in (more or {}).items()]
+    shapes = path.with_suffix(".tsv")
+    shapes.write_text("\n".join([listed.rstrip("\n"), *lines]) + "\n", encoding="utf-8")
+    command = [sys.executable, str(ROOT / "benchmarks" / "make_checkpoint.py"), str(shapes), str(path)]
     subprocess.run(command, check=True, capture_output=True, env=environment())
     return path
+
+
+def text_encoder_shapes(width: int = 64, layers: int = 3) -> dict[str, tuple[int, ...]]:
+    """CLIP-L and CLIP-G under SDXL's names with few narrow layers, for a host told the same sizes."""
+    hf, openclip = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+    out = {f"{hf}embeddings.token_embedding.weight": (49408, width),
+           f"{hf}embeddings.position_embedding.weight": (77, width),
+           f"{openclip}token_embedding.weight": (49408, width), f"{openclip}positional_embedding": (77, width),
+           f"{openclip}text_projection": (width, width), f"{openclip}logit_scale": ()}
+    square, wide = (width, width), 4 * width
+    for layer in range(layers):
+        one, two = f"{hf}encoder.layers.{layer}.", f"{openclip}transformer.resblocks.{layer}."
+        matrices = {**{f"{one}self_attn.{n}_proj.": square for n in ("q", "k", "v", "out")},
+                    f"{one}mlp.fc1.": (wide, width), f"{one}mlp.fc2.": (width, wide),
+                    f"{two}attn.in_proj_": (3 * width, width), f"{two}attn.out_proj.": square,
+                    f"{two}mlp.c_fc.": (wide, width), f"{two}mlp.c_proj.": (width, wide)}
+        for name, shape in matrices.items():
+            out |= {f"{name}weight": shape, f"{name}bias": shape[:1]}
+        for norm in (f"{one}layer_norm1.", f"{one}layer_norm2.", f"{two}ln_1.", f"{two}ln_2."):
+            out |= {f"{norm}weight": (width,), f"{norm}bias": (width,)}
+    for norm in (f"{hf}final_layer_norm.", f"{openclip}ln_final."):
+        out |= {f"{norm}weight": (width,), f"{norm}bias": (width,)}
+    return out
 
 
 def make_lora(source: Path, seed: int) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ def found_by(case: str, host: str = "comfyui"):
 
 equality, memory, saving = found_by("equality"), found_by("memory"), found_by("saving")
 merge_and_hooks, host, errors = found_by("merge_and_hooks"), found_by("host"), found_by("errors")
+text_encoders = found_by("text_encoders")
 old, old_memory = found_by("short", "old_comfyui"), found_by("memory", "old_comfyui")
 
 
@@ -96,6 +97,13 @@ def test_shared_tables_are_kept_once(host):
 
 def test_an_unloaded_model_is_freed(host):
     assert host["freed"]
+
+
+@pytest.mark.parametrize("mode", ["ours", "decoded"])
+def test_prompts_are_encoded_alike_with_and_without_a_lora(text_encoders, mode):
+    assert text_encoders["finite"] and text_encoders["lora_matters"] > 0.01
+    assert max(text_encoders[mode]) < TOLERANCE
+    assert text_encoders["size"][1] == 2 * 3 * 6 + 2           # six matrices in each layer, two token tables
 
 
 @pytest.mark.parametrize(("case", "words"), [("unet_as_checkpoint", "Load Diffusion Model (VQ)"),

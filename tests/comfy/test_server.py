@@ -86,7 +86,7 @@ def test_interrupting_leaves_nothing_half_written(found):
     assert found["stopped"]["end"] == "execution_interrupted", found["stopped"]
     finished = [name for name in found["files_after_stop"] if name.endswith((".safetensors", ".part"))]
     assert finished == ["made.safetensors"]
-    assert "stopped.safetensors.spool" in found["files_after_stop"]      # it was coding; the next run goes on from there
+    assert "stopped.safetensors.spool" in found["files_after_stop"]     # it was coding, and goes on from there
 
 
 @pytest.mark.parametrize(("case", "words"), [("outside", "must stay inside"), ("no_such_rate", "trellis bits"),
