@@ -23,7 +23,8 @@ from .scales import divide, root_mean_square, to_half
 # coded steps at window 12 (docs/trellis.md): 0.25 % of the error at 4096 steps, 1 % at 1024.
 CHAIN_STEPS = 4096
 ROTATION_BLOCKS = (128, 64, 32, 16)
-BATCH_WEIGHTS = 1 << 20   # coded between two looks at the user's wish to stop: 0.5 to 1 s on one core
+BATCH_WEIGHTS = 1 << 20   # 0.5 to 1 s on one core
+GPU_BATCH = 8             # times BATCH_WEIGHTS: 2048 sequences, some for every multiprocessor
 # The rotation is chosen on a sample, with window 8: log(error with / without) of the whole 640 x 640 matrix at window
 # 12 against this sample, 3 bits: uniform +.050 / +.069, Gaussian .000 / .002, heavier -.031 / -.066, Student t(5)
 # -.46 / -.64, uneven columns -.99 / -.92. Four times the sample changes the estimate by less than .01 around zero.
@@ -35,12 +36,11 @@ WORTH_ROTATING = 0.99     # of the error without; below that a gain is noise, an
 
 @dataclass(frozen=True)
 class _Code:
-    """A trellis code and where its encoder runs."""
+    """A trellis code and its encoder."""
 
     table: torch.Tensor            # int8 [2**window, vector]
     step: float                    # sigmas in one table unit
     step_bits: int
-    device: torch.device
     backend: str | None
 
     @property
@@ -65,13 +65,14 @@ def encode_trellis(matrix: torch.Tensor, spec: TrellisSpec, *, channels: int, ta
     not divide the channels. Source: QTIP (arXiv 2406.11235), section 3, for the bitshift trellis.
     """
     device = torch.device(device if device is not None else "cpu")
-    rms = root_mean_square(matrix[:, None].float(), torch.ones(1, matrix.shape[1]))[:, 0]     # [out_features]
-    code = _make_code(spec, spec.window, device, backend)
-    sign = signs(seed % 2**32, channels).repeat(taps)                                         # [cols]
-    block = _choose_rotation(matrix, rms, spec, channels, sign, device, backend)
+    matrix = matrix.to(device, torch.float32)
+    rms = root_mean_square(matrix[:, None], matrix.new_ones(1, matrix.shape[1]))[:, 0]        # [out_features]
+    code = _make_code(spec, spec.window, backend)
+    sign = signs(seed % 2**32, channels, device).repeat(taps)                                 # [cols]
+    block = _choose_rotation(matrix, rms, spec, channels, sign, backend)
     chain = chain_columns(*matrix.shape, code)
     words, sums = [], []
-    for start, stop in _chunks(matrix.shape, max(chain, block)):
+    for start, stop in _chunks(matrix.shape, max(chain, block), _batch(device)):
         targets = _targets(matrix[:, start:stop], rms, block, sign[start:stop])               # [columns, out_features]
         steps, decoded = _code_columns(targets, rms > 0, code, chain, progress)
         words.append(pack_trellis(steps, code.step_bits).cpu())                               # [units, B, columns]
@@ -93,15 +94,20 @@ def chain_columns(rows: int, cols: int, code: _Code) -> int:
     return chain
 
 
-def _make_code(spec: TrellisSpec, window: int, device: torch.device, backend: str | None) -> _Code:
+def _make_code(spec: TrellisSpec, window: int, backend: str | None) -> _Code:
     table, step = get_table(window, spec.step_bits, spec.vector)
-    return _Code(table, step, spec.step_bits, device, backend)
+    return _Code(table, step, spec.step_bits, backend)
 
 
-def _chunks(shape: tuple[int, int], multiple: int) -> Iterator[tuple[int, int]]:
-    """Ranges of columns of about BATCH_WEIGHTS weights whose edges are multiples of `multiple`, a power of two."""
+def _batch(device: torch.device) -> int:
+    """Weights coded between two looks at the user's wish to stop."""
+    return BATCH_WEIGHTS if device.type == "cpu" else GPU_BATCH * BATCH_WEIGHTS
+
+
+def _chunks(shape: tuple[int, int], multiple: int, weights: int) -> Iterator[tuple[int, int]]:
+    """Ranges of columns of about so many weights whose edges are multiples of `multiple`, a power of two."""
     rows, cols = shape
-    size = max(1, BATCH_WEIGHTS // (rows * multiple)) * multiple
+    size = max(1, weights // (rows * multiple)) * multiple
     return ((start, min(cols, start + size)) for start in range(0, cols, size))
 
 
@@ -121,18 +127,19 @@ def _code_columns(targets: torch.Tensor, live: torch.Tensor, code: _Code, chain:
     """
     columns, rows = targets.shape
     steps, vector = code.padded_steps(rows), code.vector
-    x = torch.zeros(columns, steps * vector, dtype=torch.int32)                               # [columns, padded rows]
+    device = targets.device
+    x = torch.zeros(columns, steps * vector, dtype=torch.int32, device=device)                # [columns, padded rows]
     x[:, :rows] = viterbi.fixed_point(targets / code.step)
-    mask = torch.zeros(steps * vector, dtype=torch.bool)
+    mask = torch.zeros(steps * vector, dtype=torch.bool, device=device)
     mask[:rows] = live
-    codes = torch.empty(columns, steps, dtype=torch.uint8)
-    decoded = torch.empty(columns, steps * vector)
-    for start, stop, length in _batches(columns, chain, max(1, BATCH_WEIGHTS // (chain * rows))):
+    codes = torch.empty(columns, steps, dtype=torch.uint8, device=device)
+    decoded = torch.empty(columns, steps * vector, device=device)
+    for start, stop, length in _batches(columns, chain, max(1, _batch(device) // (chain * rows))):
         if progress is not None:
             progress.check()
         sequences = x[start:stop].view(-1, length * steps, vector)
         chosen = viterbi.encode(sequences, code.table, code.step_bits, mask.view(steps, vector).repeat(length, 1),
-                                code.backend, code.device)
+                                code.backend)
         codes[start:stop] = chosen.view(-1, steps)
         decoded[start:stop] = viterbi.replay(chosen, code.table, code.step_bits).view(-1, steps * vector) * code.step
     return codes.t(), decoded[:, :rows]
@@ -148,7 +155,7 @@ def _batches(columns: int, chain: int, count: int) -> Iterator[tuple[int, int, i
 
 
 def _choose_rotation(matrix: torch.Tensor, rms: torch.Tensor, spec: TrellisSpec, channels: int, sign: torch.Tensor,
-                     device: torch.device, backend: str | None) -> int:
+                     backend: str | None) -> int:
     """Block of the rotation: as the spec wants it, or the largest that fits where a sample gains, or 0."""
     if spec.rotation > 0 and channels % spec.rotation:
         raise PlanError(f"expected a rotation block that divides the {channels} input channels, got {spec.rotation}; "
@@ -156,8 +163,9 @@ def _choose_rotation(matrix: torch.Tensor, rms: torch.Tensor, spec: TrellisSpec,
     block = next((b for b in ROTATION_BLOCKS if channels % b == 0), 0)
     if spec.rotation >= 0 or block == 0:
         return max(0, spec.rotation)
-    code = _make_code(spec, SAMPLE_WINDOW, device, backend)
+    code = _make_code(spec, SAMPLE_WINDOW, backend)
     rows, columns = _sample(matrix.shape, block)
+    rows, columns = rows.to(matrix.device), columns.to(matrix.device)
     some, scale = matrix[rows][:, columns], rms[rows]
     errors = {}
     for candidate in (0, block):
