@@ -49,7 +49,8 @@ class Coded:
                 destination[prefix + name] = stored if keep_vars else stored.detach()
 
     def _apply(self, fn, recurse=True):
-        # torch's own would put the result into `.data`, which leaves a coded tensor's blob where it was.
+        # Hosts move models before they load them, and torch cannot move `meta`. Assigning, where torch would swap the
+        # coded tensor in place, also works while something holds a weak reference to it.
         for name, value in self._parameters.items():
             if value is not None and not value.is_meta:
                 self._parameters[name] = torch.nn.Parameter(fn(value), requires_grad=False)

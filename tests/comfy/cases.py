@@ -110,6 +110,7 @@ def case_short() -> dict:
     plain, one = sample(reference), sample(with_lora(reference, 0.7))
     model = ours()
     return {"plain": apart(sample(model), plain), "lora": apart(sample(with_lora(model, 0.7)), one),
+            "unet": apart(sample(loading.load_diffusion_model(UNET)), plain),
             "removed": apart(sample(model), plain), "decoded": apart(sample(with_lora(ours(DECODED), 0.7)), one),
             "coded": still_coded(model), "lora_matters": apart(one, plain)}
 
@@ -122,16 +123,22 @@ def case_memory() -> dict:
     model, found = with_lora(base, 0.7), {}
     size = model.model_size()
     comfy.model_management.unload_all_models()
+    first = next(module for _, module in model.coded_modules())
+    first.weight_lowvram_function = str                # as dynamic VRAM would leave it; its result would be re-encoded
     model.patch_model(CPU, lowvram_model_memory=int(size * 0.5))
+    found["lowvram_function_gone"] = first.weight_lowvram_function is None
     found["half"] = functions(model)
     model.load(CPU, lowvram_model_memory=size * 10)
     found["more"] = functions(model)
     model.partially_unload(CPU, int(size * 0.4))
     model.partially_unload(CPU, int(size * 0.4))
-    found["unloaded_twice"] = functions(model)
+    found["unloaded_twice"], found["layers_after_unload"] = functions(model), layers_apart(model)
     model.unpatch_model(CPU)
     found["unpatched"] = functions(model)
     found["full"] = apart(sample(model), one)
+    model.unpatch_model(CPU)
+    found["unpatched_from_full"] = functions(model)
+    found["again"] = apart(sample(model), one)
     model.partially_unload(CPU, int(size * 0.5))
     found["after_unload"] = apart(sample(model), one)
     comfy.model_management.load_models_gpu([model], force_patch_weights=True)
@@ -147,6 +154,22 @@ def case_memory() -> dict:
     return found
 
 
+def layers_apart(model) -> float:
+    """The largest distance of a layer's output, as it is loaded now, from its decoded and patched weight's."""
+    worst = 0.0
+    for key, module in model.coded_modules():
+        weight = layout.unwrap(module.weight).decode()
+        if key in model.patches:
+            weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
+        x = torch.randn([1, weight.shape[1], *weight.shape[2:]])
+        dense = torch.nn.functional.conv2d if x.dim() == 4 else torch.nn.functional.linear
+        options = (module.stride, module.padding) if x.dim() == 4 else ()
+        with_bias = dense(x, weight, module.bias, *options)
+        bias_patched = f"{key.removesuffix('weight')}bias" in model.patches
+        worst = max(worst, 0.0 if bias_patched else apart(module(x), with_bias))
+    return worst
+
+
 def case_saving() -> dict:
     """State dicts hold stored bytes, never our tensors; the host's own saving writes a checkpoint it can open."""
     model = with_lora(ours(), 0.7)
@@ -156,6 +179,7 @@ def case_saving() -> dict:
     if hasattr(comfy.model_patcher.ModelPatcher, "model_state_dict_for_saving"):
         comfy.sd.save_checkpoint(str(FILES / "saved.safetensors"), model)
         found["saved"] = apart(sample(stock(str(FILES / "saved.safetensors"))), sample(with_lora(stock(), 0.7)))
+    found["comfy_quant"] = [k for k in model.model.state_dict() if "comfy_quant" in k]
     weight = next(m for _, m in model.coded_modules()).weight
     try:
         weight.requantize_from_float(weight.dequantize())
@@ -194,6 +218,10 @@ def case_host() -> dict:
     dynamic = getattr(patcher, "VQModelPatcherDynamic", MISSING)
     found["dynamic_on_cpu"] = None if dynamic is MISSING else type(dynamic(model.model, CPU, CPU)).__name__
     found["moved_in_inference_mode"] = moved()
+    linear = ops.VQOps.Linear(320, 320, bias=False, dtype=torch.float16)
+    key = "model.diffusion_model.input_blocks.5.1.transformer_blocks.0.attn1.to_q.weight"
+    linear.load_state_dict({"weight": loading.read_state_dict(VQ)[0][key]})
+    found["module_moved"] = layout.is_coded(linear.weight) and linear.to("meta").weight._qdata.is_meta
     found["tables_per_device"] = len(layout._TABLES)
     ghost = weakref.ref(model.model)
     comfy.model_management.unload_all_models()

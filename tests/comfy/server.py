@@ -18,7 +18,6 @@ import aiohttp
 HOST, BASE = sys.argv[1], Path(sys.argv[2])
 VQ_FOLDER = BASE / "models" / "vq_checkpoints"
 START_SECONDS, PROMPT_SECONDS = 180, 300
-STOP_AFTER = 6                             # events of progress; reading the source gives two or three, then it codes
 
 
 def free_port() -> int:
@@ -71,9 +70,9 @@ class Browser:
             text = await answer.text()
             return json.loads(text) if text.startswith("{") else {}
 
-    async def run(self, prompt: dict, stop_at: str | None = None) -> dict:
+    async def run(self, prompt: dict, stop_at: bytes | None = None) -> dict:
         """Queue a prompt -> {"end", "message", "nodes": {node: progress values}, "texts"}; stop_at: interrupt when
-        this node is at work."""
+        a node's text begins with this."""
         out = {"end": "", "message": "", "nodes": {}, "texts": 0, "executed": []}
         async with self._session.ws_connect(self._url + "/ws?clientId=test", max_msg_size=0) as socket_:
             answer = await self.post("/prompt", {"prompt": prompt, "client_id": "test"})
@@ -84,14 +83,14 @@ class Browser:
                 message = await socket_.receive(timeout=PROMPT_SECONDS)
                 if message.type is aiohttp.WSMsgType.BINARY:
                     out["texts"] += message.data[:4] == b"\0\0\0\3"
+                    if stop_at and stop_at in message.data and not stopped:
+                        stopped = True
+                        await self.post("/interrupt")
                     continue
                 event = json.loads(message.data)
                 data = event.get("data", {})
                 if event["type"] == "progress":
                     out["nodes"].setdefault(data["node"], []).append(data["value"])
-                    if len(out["nodes"].get(stop_at, ())) == STOP_AFTER and not stopped:
-                        stopped = True
-                        await self.post("/interrupt")
                 if event["type"] == "executing" and data.get("node"):
                     out["executed"].append(data["node"])
                 if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
@@ -127,7 +126,7 @@ async def story(url: str) -> dict:
         info = await browser.get("/object_info")
         found["list"] = seen(info, "VQCheckpointLoader", "file")
         found["sources"] = seen(info, "VQQuantizeCheckpoint", "checkpoint")
-        found["stopped"] = await browser.run({"make": quantize("palette", 4.0, "stopped")}, stop_at="make")
+        found["stopped"] = await browser.run({"make": quantize("palette", 4.0, "stopped")}, stop_at=b"coding")
         found["files_after_stop"] = files()
         found["by_name"] = await browser.run(sampled(load("made.safetensors")))
         found["outside"] = await browser.run({"make": quantize("palette", 3.0, "../outside")})

@@ -41,16 +41,17 @@ def test_two_stacked_lora_and_removal(equality, mode):
 def test_lora_is_not_baked(equality):
     for mode in MODES:
         assert equality[mode]["coded"] and equality[mode]["size_kept"], mode
-    assert equality["compressed"]["size"] < 0.25 * equality["decoded"]["size"]
+    assert equality["compressed"]["size"] < 0.3 * equality["decoded"]["size"]    # the tiny one has many dense weights
     assert equality["compressed"]["patcher"] == "VQModelPatcher"
 
 
 def test_partial_loading_keeps_one_patch_per_weight(memory):
     assert memory["half"] == memory["more"] == memory["unloaded_twice"] == [0, 1]
-    assert memory["unpatched"] == [0]
+    assert memory["unpatched"] == memory["unpatched_from_full"] == [0]
 
 
-@pytest.mark.parametrize("state", ["full", "after_unload", "forced", "removed"])
+@pytest.mark.parametrize("state", ["full", "layers_after_unload", "after_unload", "forced",
+                                   "removed", "again"])
 def test_lora_is_applied_once_in_every_state_of_memory(memory, state):
     assert memory[state] < TOLERANCE
 
@@ -71,7 +72,12 @@ def test_stock_saving_writes_a_checkpoint_the_stock_loader_opens(saving):
     assert saving["saved"] < TOLERANCE
 
 
-def test_nothing_encodes_a_weight_again(saving):
+def test_no_key_makes_the_host_take_the_file_for_its_own_format(saving):
+    assert not saving["comfy_quant"]
+
+
+def test_nothing_encodes_a_weight_again(saving, memory):
+    assert memory["lowvram_function_gone"]
     assert "never encoded again" in saving["requantize"]
 
 
@@ -88,6 +94,7 @@ def test_copies_and_types(host):
 
 
 def test_coded_tensors_stay_coded_when_moved(host):
+    assert host["module_moved"]
     assert host["moved_in_inference_mode"] == ["QuantizedTensor/True"]
 
 
@@ -116,9 +123,9 @@ def test_one_sentence_for_what_cannot_be_opened(errors, case, words):
 
 def test_old_host_loads_samples_and_takes_a_lora(old):
     assert old["lora_matters"] > 0.05 and old["coded"]
-    assert max(old[name] for name in ("plain", "lora", "removed", "decoded")) < TOLERANCE
+    assert max(old[name] for name in ("plain", "lora", "removed", "decoded", "unet")) < TOLERANCE
 
 
 def test_old_host_partial_loading(old_memory):
     assert old_memory["half"] == old_memory["more"] == old_memory["unloaded_twice"] == [0, 1]
-    assert max(old_memory[name] for name in ("full", "after_unload", "removed")) < TOLERANCE
+    assert max(old_memory[name] for name in ("full", "layers_after_unload", "after_unload", "removed")) < TOLERANCE
