@@ -67,10 +67,14 @@ def measure(family: str, bits: float, args) -> dict:
 
 
 def count_bits(part, weights: int) -> tuple[float, float]:
-    """Bits a weight of the code words, and of all that LAYER_ROWS x LAYER_COLS weights store."""
+    """Bits a weight of the code words, and of all that LAYER_ROWS x LAYER_COLS weights store.
+
+    Product codes spend a share of the layer on books, so theirs are counted on the matrix at hand.
+    """
     code_bits = part.codes.numel() * part.codes.element_size() * 8 / weights
-    books = [getattr(part, name, None) for name in ("codebooks", "values")]
-    shared = sum(book.numel() * 16 for book in books if book is not None) / (LAYER_ROWS * LAYER_COLS)
+    books = [book for book in (getattr(part, name, None) for name in ("codebooks", "values")) if book is not None]
+    grows = any(book.ndim == 4 and book.shape[0] > 1 for book in books)
+    shared = sum(book.numel() * 16 for book in books) / (weights if grows else LAYER_ROWS * LAYER_COLS)
     return code_bits, code_bits + 16 / LAYER_COLS + shared
 
 
