@@ -3,8 +3,9 @@
     python benchmarks/train_tables.py --window 12 --step-bits 3 --vector 1 [--effort 1] [--out vq_core/tables]
 
 The order matters as much as four bits of window (docs/trellis.md): entry i starts as the Gaussian quantile of
-(i m mod 2^L + 1/2) / 2^L with m odd, and m is searched: all candidates on a small sample, the best trained a little,
-the best of those trained long. Reproducible: seeded, and encoding is exact integer arithmetic. Needs numba.
+(p(i) + 1/2) / 2^L, where the permutation p is i times an odd number mod 2^L, or a linear map of the bits of i. p is
+searched: all candidates on a small sample, the best trained a little, the best of those trained long. Reproducible:
+seeded, and encoding is exact integer arithmetic. Needs numba.
 """
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ ROUNDS = (            # (candidates kept, sequences per iteration, iterations) o
     (2, 1024, 8),
     (1, 2048, 10),
 )
-FIRST_LOOK = (400, 8)  # candidates, sequences
+FIRST_LOOK = (400, 16)  # candidates, sequences
 
 
 def gaussian(sequences: int, vector: int, seed: int) -> np.ndarray:
@@ -42,20 +43,31 @@ def gaussian(sequences: int, vector: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((sequences, LENGTH, vector))
 
 
-def quantiles(window: int, multiplier: int) -> np.ndarray:
-    """Gaussian quantiles in the order i -> i * multiplier mod 2^window, [2**window]."""
-    place = np.arange(1 << window, dtype=np.int64) * multiplier % (1 << window)
-    return torch.special.ndtri(torch.from_numpy((place + 0.5) / (1 << window))).numpy()
-
-
 def candidates(window: int, step_bits: int, vector: int, count: int, seed: int):
-    """(multipliers of the weights of a step, table float [2**window, vector] in sigmas), shrunk to the variance that
-    the decoded values of a code of this rate should have."""
+    """(order of each weight of a step, table float [2**window, vector] in sigmas), shrunk to the variance that the
+    decoded values of a code of this rate should have. Even candidates are multipliers, odd ones matrices of bits."""
     rng = np.random.default_rng(seed)
     shrink = np.sqrt(1 - 2.0 ** (-2 * step_bits / vector))
-    for _ in range(count):
-        order = [int(m) | 1 for m in rng.integers(1 << window, size=vector)]
-        yield order, shrink * np.stack([quantiles(window, m) for m in order], 1)
+    quantiles = torch.special.ndtri((torch.arange(1 << window).double() + 0.5) / (1 << window)).numpy()
+    for i in range(count):
+        order = [bit_matrix(window, rng) if i % 2 else int(rng.integers(1 << window)) | 1 for _ in range(vector)]
+        yield order, shrink * np.stack([quantiles[places(window, o)] for o in order], 1)
+
+
+def places(window: int, order: int | list[int]) -> np.ndarray:
+    """A permutation of 0 .. 2^window - 1: i times the multiplier, or the exclusive or of row k for every bit k of i."""
+    i = np.arange(1 << window, dtype=np.int64)
+    if isinstance(order, int):
+        return i * order % (1 << window)
+    return np.bitwise_xor.reduce([(i >> k & 1) * row for k, row in enumerate(order)])
+
+
+def bit_matrix(window: int, rng: np.random.Generator) -> list[int]:
+    """Rows, as integers, of a random invertible matrix over GF(2)."""
+    while True:
+        rows = [int(row) for row in rng.integers(1 << window, size=window)]
+        if len(set(places(window, rows).tolist())) == 1 << window:
+            return rows
 
 
 def rounded(table: np.ndarray, units: float = UNITS) -> np.ndarray:
@@ -81,9 +93,9 @@ def encode(table: np.ndarray, x: np.ndarray, step_bits: int, units: float) -> np
 
 
 def ratio(table: np.ndarray, x: np.ndarray, states: np.ndarray, step_bits: int) -> float:
-    """Mean squared error of the rounded table over Shannon's bound 2^(-2 R)."""
+    """Mean squared error of the rounded table over Shannon's bound 2^(-2 R) for the sample's own variance."""
     error = (rounded(table)[states] / UNITS - x) ** 2
-    return float(error.mean() * 4.0 ** (step_bits / x.shape[2]))
+    return float(error.mean() / (x**2).mean() * 4.0 ** (step_bits / x.shape[2]))
 
 
 def train(table: np.ndarray, step_bits: int, sequences: int, iterations: int, seed: int) -> np.ndarray:
@@ -120,7 +132,7 @@ def search(window: int, step_bits: int, vector: int, effort: float, seed: int) -
                    for _, order, t in pool[:max(1, int(kept * min(1, effort)))]]
         pool = sorted(((held_out(t, step_bits, sequences, test_seed), order, t) for order, t in trained),
                       key=lambda c: c[0])
-        print(f"  stage {stage}: " + " ".join(f"{r:.4f} {order}" for r, order, _ in pool[:4]), flush=True)
+        print(f"  stage {stage}: " + ", ".join(f"{r:.4f} {order}" for r, order, _ in pool[:3]), flush=True)
     _, order, table = pool[0]
     return table, order, held_out(table, step_bits, max(64, int(1024 * share)), seed * 1000 + 3)
 
@@ -151,7 +163,8 @@ def store(folder: Path, name: str, step_bits: int, table: torch.Tensor, order: l
         return
     (folder / f"{name}.vqtable").write_bytes(tables.table_bytes(table, step_bits).numpy().tobytes())
     index[name] = {"step": 1 / UNITS, "ratio": round(quality, 4), "order": order}
-    index_path.write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
+    lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(index.items()))
+    index_path.write_text("{" + lines + "}\n")
 
 
 if __name__ == "__main__":
