@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -24,6 +25,7 @@ from .source import Source, open_source
 from .tables import table_by_id, table_bytes, table_key
 from .text_encoders import Item, stored_items, stored_keymap
 from .version import __version__
+from .workers import Stoppable, in_order, worker_count
 
 MAX_MODELSPEC = 16384                      # longer values (thumbnails) would not fit the 1 MB header
 # Time of one weight beside a trellis weight's at window 12 (1.4 M weights/s a core with numba, palette 10, copies 200).
@@ -156,18 +158,26 @@ class _Job:
     def _code_all(self, items: list[Item], writer: Writer) -> tuple[list[LayerResult], list[Stored]]:
         todo = [item for item in items if item.layer.key not in writer]
         self._announce(todo)
+        stoppable = Stoppable(self.progress)
+        results = in_order(lambda item: self._code(item, stoppable), todo, worker_count(self.device), stoppable)
+        with closing(results):
+            for item, (weight, note) in results:
+                add = writer.add if note is None else writer.add_blob
+                add(item.layer.key, weight, note=note)
+                self.progress.advance(self._weight(item), item.layer.key)
+        self.progress.finish()
+        return self._collect(items, writer)
+
+    def _collect(self, items: list[Item], writer: Writer) -> tuple[list[LayerResult], list[Stored]]:
+        """What the spool holds, from this run and earlier ones, and the shared tables it needs."""
         layers, stored, tables = [], [], set()
         for item in items:
             key = item.layer.key
-            if key not in writer:
-                self._code(item, writer)
-                self.progress.advance(self._weight(item), key)
             note = writer.note(key) or {}
             if "layer" in note:
                 layers.append(LayerResult(**note["layer"]))
                 tables.update(note["tables"])
             stored.append(Stored(key, item.layer.component, item.layer.numel, writer.nbytes(key), "layer" in note))
-        self.progress.finish()
         for table in sorted(tables):
             if table_key(table) not in writer:
                 writer.add(table_key(table), table_bytes(table_by_id(table)))
@@ -185,18 +195,19 @@ class _Job:
         """Share of the work, in weights of the slowest codes: see EFFORT."""
         return item.layer.numel * EFFORT.get(self.plan.spec_for(item.layer).kind, 1.0)
 
-    def _code(self, item: Item, writer: Writer) -> None:
+    def _code(self, item: Item, stoppable: Stoppable) -> tuple[torch.Tensor, dict | None]:
+        """One tensor -> (what the file stores, note of a coded layer or None); runs in a worker."""
+        stoppable.check()
         key, spec = item.layer.key, self.plan.spec_for(item.layer)
         if spec.kind == "dense":
-            writer.add(key, item.load(self.source))
-            return
+            return item.load(self.source), None
         coded = encode_weight(item.load_float(self.source), spec, key=key, device=self.device,
                               source_dtype=self.source.dtype(item.source_key), splits=item.layer.splits,
-                              seed=self.settings["seed"], progress=_Interruptible(self.progress))
+                              seed=self.settings["seed"], progress=stoppable)
         weight = coded.weight
-        result = LayerResult(key, list(weight.shape), spec_of(weight), round(weight.bits, 4), weight.nbytes,
-                             coded.relative_error)
-        writer.add_blob(key, weight.blob, note={"layer": asdict(result), "tables": list(coded.tables)})
+        layer = LayerResult(key, list(weight.shape), spec_of(weight), round(weight.bits, 4), weight.nbytes,
+                            coded.relative_error)
+        return weight.blob, {"layer": asdict(layer), "tables": list(coded.tables)}
 
     def _settle(self, writer: Writer, layers: list[LayerResult], stored: list[Stored]) -> tuple[int, dict]:
         """Report and metadata; the file's size stands in its own header, so count until the numbers hold still."""
@@ -223,17 +234,6 @@ class _Job:
                 "vqpack.bits": dump(bits), "vqpack.source": dump(self.identity),
                 "vqpack.plan": dump(self.plan.to_json()), "vqpack.settings": dump(self.settings),
                 "vqpack.summary": dump(summary)}
-
-
-class _Interruptible:
-    """What an encoder sees of the progress: it may ask whether to stop, the job alone counts."""
-
-    def __init__(self, progress: Progress):
-        self.check = progress.check
-
-    def advance(self, *_) -> None:
-        """Ask whether to stop."""
-        self.check()
 
 
 def fingerprint(identity: dict, plan: dict, settings: dict, version: str) -> str:
