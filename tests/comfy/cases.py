@@ -43,7 +43,6 @@ from vqpack.nodes.schema import COMPRESSED, DECODED, DYNAMIC  # noqa: E402
 
 VQ, UNET, DENSE = (str(FILES / f"{name}.safetensors") for name in ("tiny-vq", "unet-vq", "dense"))
 CPU = torch.device("cpu")
-MISSING = object()
 
 
 def stock(path: str = DENSE):
@@ -215,8 +214,8 @@ def case_host() -> dict:
                      "same": apart(sample(copy), sample(model))}
     factory, arguments = vae.patcher.cached_patcher_init[:2]
     found["vae_copy"] = type(factory(*arguments)).__name__
-    dynamic = getattr(patcher, "VQModelPatcherDynamic", MISSING)
-    found["dynamic_on_cpu"] = None if dynamic is MISSING else type(dynamic(model.model, CPU, CPU)).__name__
+    dynamic = getattr(patcher, "VQModelPatcherDynamic", None)
+    found["dynamic_on_cpu"] = dynamic and type(dynamic(model.model, CPU, CPU)).__name__
     found["moved_in_inference_mode"] = moved()
     linear = ops.VQOps.Linear(320, 320, bias=False, dtype=torch.float16)
     key = "model.diffusion_model.input_blocks.5.1.transformer_blocks.0.attn1.to_q.weight"

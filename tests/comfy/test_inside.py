@@ -10,8 +10,9 @@ MODES = ("compressed", "decoded", "unet", "unet_of_checkpoint")
 
 def found_by(case: str, host: str = "comfyui"):
     @pytest.fixture(scope="module")
-    def found(request, inside):
-        return inside(request.getfixturevalue(host), case)
+    def found(request):
+        path = request.getfixturevalue(host)             # may skip, before any file is made
+        return request.getfixturevalue("inside")(path, case)
     return found
 
 

@@ -31,7 +31,7 @@ NODE_CLASS_MAPPINGS = {"ZeroConditioning": ZeroConditioning}
 
 
 @pytest.fixture(scope="module")
-def base(files, tmp_path_factory):
+def base(comfyui, files, tmp_path_factory):
     """A ComfyUI base folder with the tiny checkpoint, this pack in a folder with a dash, and a test node."""
     folder = tmp_path_factory.mktemp("base")
     for name in ("models/checkpoints", "custom_nodes/testing", "input", "output", "temp", "user"):
