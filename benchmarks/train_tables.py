@@ -44,14 +44,19 @@ def gaussian(sequences: int, vector: int, seed: int) -> np.ndarray:
 
 
 def candidates(window: int, step_bits: int, vector: int, count: int, seed: int):
-    """(order of each weight of a step, table float [2**window, vector] in sigmas), shrunk to the variance that the
-    decoded values of a code of this rate should have. Even candidates are multipliers, odd ones matrices of bits."""
+    """(order of each weight of a step, untrained table float [2**window, vector] in sigmas): multipliers and matrices
+    of bits in turn."""
     rng = np.random.default_rng(seed)
-    shrink = np.sqrt(1 - 2.0 ** (-2 * step_bits / vector))
-    quantiles = torch.special.ndtri((torch.arange(1 << window).double() + 0.5) / (1 << window)).numpy()
     for i in range(count):
-        order = [bit_matrix(window, rng) if i % 2 else int(rng.integers(1 << window)) | 1 for _ in range(vector)]
-        yield order, shrink * np.stack([quantiles[places(window, o)] for o in order], 1)
+        yield begin([bit_matrix(window, rng) if i % 2 else int(rng.integers(1 << window)) | 1 for _ in range(vector)],
+                    window, step_bits)
+
+
+def begin(order: list, window: int, step_bits: int) -> tuple[list, np.ndarray]:
+    """(order, untrained table), shrunk to the variance that the decoded values of a code of this rate should have."""
+    quantiles = torch.special.ndtri((torch.arange(1 << window).double() + 0.5) / (1 << window)).numpy()
+    shrink = np.sqrt(1 - 2.0 ** (-2 * step_bits / len(order)))
+    return order, shrink * np.stack([quantiles[places(window, o)] for o in order], 1)
 
 
 def places(window: int, order: int | list[int]) -> np.ndarray:
@@ -119,13 +124,16 @@ def held_out(table: np.ndarray, step_bits: int, sequences: int, seed: int) -> fl
     return ratio(table, x, encode(table, x, step_bits, UNITS), step_bits)
 
 
-def search(window: int, step_bits: int, vector: int, effort: float, seed: int) -> tuple[np.ndarray, list, float]:
+def search(window: int, step_bits: int, vector: int, effort: float, seed: int,
+           known: list | None = None) -> tuple[np.ndarray, list, float]:
     """-> best table in sigmas, the order it began with, its held-out ratio on a large sample."""
     share = effort / vector
     x_seed, test_seed = seed * 1000 + 1, seed * 1000 + 2
     count, sequences = FIRST_LOOK
-    pool = sorted(((held_out(t, step_bits, max(2, sequences // vector), x_seed), order, t) for order, t in
-                   candidates(window, step_bits, vector, max(8, int(count * effort)), seed)), key=lambda c: c[0])
+    starts = ([begin(known, window, step_bits)] if known else
+              candidates(window, step_bits, vector, max(8, int(count * effort)), seed))
+    pool = sorted(((held_out(t, step_bits, max(2, sequences // vector), x_seed), order, t) for order, t in starts),
+                  key=lambda c: c[0])
     for stage, (kept, sequences, iterations) in enumerate(ROUNDS):
         sequences = max(8, int(sequences * share))
         trained = [(order, train(t, step_bits, sequences, iterations, seed * 1000 + 10 + 100 * stage))
@@ -144,10 +152,11 @@ def main() -> None:
     parser.add_argument("--vector", type=int, default=1)
     parser.add_argument("--effort", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--order", type=json.loads, help="train this order (as in index.json) and search none")
     parser.add_argument("--out", type=Path, help="folder to store into, if better than what is there")
     args = parser.parse_args()
     started = time.monotonic()
-    table, order, quality = search(args.window, args.step_bits, args.vector, args.effort, args.seed)
+    table, order, quality = search(args.window, args.step_bits, args.vector, args.effort, args.seed, args.order)
     name = f"trellis_L{args.window}_B{args.step_bits}_V{args.vector}"
     print(f"{name}: {quality:.4f} of Shannon's bound, {time.monotonic() - started:.0f} s")
     if args.out:
