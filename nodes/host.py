@@ -37,6 +37,7 @@ calculate_weight = comfy.lora.calculate_weight
 cast_bias_weight = comfy.ops.cast_bias_weight
 cast_to_device = comfy.model_management.cast_to_device
 get_attr = comfy.utils.get_attr
+run_every_op = getattr(comfy.ops, "run_every_op", lambda: None)      # lets the user interrupt between two layers
 set_attr_param = comfy.utils.set_attr_param
 uncast_bias_weight = comfy.ops.uncast_bias_weight
 BaseOps = comfy.ops.manual_cast

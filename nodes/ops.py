@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from . import host
-from .layout import is_coded, plain, unwrap
+from .layout import decode, is_coded, plain, unwrap
 
 _DECODED_ROWS = 512                        # more distinct ids than this, and decoding the whole table is cheaper
 
@@ -38,7 +38,7 @@ class Coded:
     def _assign(self, name: str, value: torch.Tensor, old: torch.Tensor) -> None:
         device = self.first_device if old.is_meta else old.device
         if is_coded(value) and self.decode_at_load:
-            value = unwrap(value).to(device).decode(old.dtype)
+            value = decode(unwrap(value).to(device), old.dtype)
         self._parameters[name] = torch.nn.Parameter(value.to(device=device, dtype=old.dtype), requires_grad=False)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -59,6 +59,18 @@ class Coded:
     def convert_weight(self, weight, inplace=False, **kwargs):
         """What the host's patching computes on: the decoded weight. Without this a LoRA would be ignored."""
         return plain(weight)
+
+    def forward(self, input, *args, **kwargs):
+        """The host's cast and patch machinery only where there is something to cast or to patch."""
+        weight, bias = self.weight, self.bias
+        ready = (not is_coded(weight) and not self.weight_function and not self.bias_function and not args
+                 and not hasattr(self, "_v")         # dynamic VRAM keeps such a module's weights elsewhere
+                 and weight.dtype == input.dtype and weight.device == input.device
+                 and (bias is None or (bias.dtype == input.dtype and bias.device == input.device)))
+        if not ready:
+            return super().forward(input, *args, **kwargs)
+        host.run_every_op()
+        return self.multiply(input, weight, bias)
 
     def _weight_and_bias(self, **options):
         """-> (weight, bias, what uncast_bias_weight needs); weight functions have run where there are any."""
@@ -81,9 +93,13 @@ class VQOps(host.BaseOps):
 
         def forward_comfy_cast_weights(self, input):
             weight, bias, state = self._weight_and_bias(input=input)
-            out = F.linear(input, plain(weight), bias)
+            out = self.multiply(input, plain(weight), bias)
             host.uncast_bias_weight(self, weight, bias, state)
             return out
+
+        def multiply(self, input, weight, bias):
+            """-> [..., out_features]"""
+            return F.linear(input, weight, bias)
 
     class Conv2d(Coded, host.BaseOps.Conv2d):
         """2-D convolution."""
@@ -94,9 +110,13 @@ class VQOps(host.BaseOps):
 
         def forward_comfy_cast_weights(self, input):
             weight, bias, state = self._weight_and_bias(input=input)
-            out = self._conv_forward(input, plain(weight), bias)
+            out = self.multiply(input, plain(weight), bias)
             host.uncast_bias_weight(self, weight, bias, state)
             return out
+
+        def multiply(self, input, weight, bias):
+            """-> [batch, out_channels, height, width]"""
+            return self._conv_forward(input, weight, bias)
 
     class Embedding(Coded, host.BaseOps.Embedding):
         """Rows of a table; only the rows asked for are decoded."""
@@ -145,6 +165,6 @@ def _coded_rows(weight, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     coded = unwrap(weight)
     distinct, places = torch.unique(ids, return_inverse=True)
     if distinct.numel() > _DECODED_ROWS:
-        return F.embedding(ids, coded.decode(dtype))
-    rows = [coded.decode(dtype, row, row + 1) for row in distinct.tolist()]
+        return F.embedding(ids, decode(coded, dtype))
+    rows = [decode(coded, dtype, row, row + 1) for row in distinct.tolist()]
     return torch.cat(rows)[places]                                                  # [..., embedding_dim]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from . import host
-from .layout import is_coded, unwrap
+from .layout import decode, is_coded, unwrap
 from .ops import Coded
 
 
@@ -97,7 +97,7 @@ class _OnTheFly:
     def patched_weight(self, key: str, device=None) -> torch.Tensor:
         """The decoded weight with its patches, in the dtype of the source checkpoint -> [*logical shape]"""
         coded = unwrap(self.coded_module(key).weight)
-        weight = coded.decode(torch.float32, device=device)
+        weight = decode(coded if device is None else coded.to(device), torch.float32)
         if key in self.patches:
             weight = host.calculate_weight(self.patches[key], weight, key)
         wide = coded.source_dtype in (torch.float16, torch.bfloat16, torch.float32)
