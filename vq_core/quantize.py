@@ -187,7 +187,7 @@ class _Job:
     def _announce(self, todo: list[Item]) -> None:
         """Start the stage with a time measured here: how fast this machine codes with the plan's main spec."""
         total = sum(self._weight(item) for item in todo)
-        speed = estimate_speed(self.plan.unet, self.device) if total > 1 << 24 else None
+        speed = estimate_speed(self.plan.unet, self.device, worker_count(self.device)) if total > 1 << 24 else None
         seconds = total / speed / EFFORT.get(self.plan.unet.kind, 1.0) if speed else None
         self.progress.start("coding", total, seconds=seconds)
 

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from ..errors import FormatError
+from ..progress import Progress
 from ..record import build_blob, parse_blob, read_layout
 from ..spec import Spec
 from ..tables import table_by_id
 from ..weight import CodedWeight
+from ..workers import Stoppable, in_order
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,14 @@ def _square_sum(values: torch.Tensor) -> float:
     return float(np.square(values.numpy()).sum(dtype=np.float64))
 
 
-def estimate_speed(spec: Spec, device: str, rows: int = 1280, cols: int = 256) -> float | None:
-    """Weights per second this machine codes with a spec, measured on one small matrix; None for dense."""
+def estimate_speed(spec: Spec, device: str, workers: int, rows: int = 1280, cols: int = 256) -> float | None:
+    """Weights per second this machine codes with a spec, measured on one small matrix a worker; None for dense."""
     if spec.kind == "dense":
         return None
     matrix = torch.randn(rows, cols, generator=torch.Generator().manual_seed(0))    # [rows, cols]
     encode = encoder_for(spec.kind)
     encode(matrix[:, :32].contiguous(), spec, channels=32, taps=1, device=device)   # compiles what has to be
     started = time.monotonic()
-    encode(matrix, spec, channels=cols, taps=1, device=device)
-    return matrix.numel() / max(time.monotonic() - started, 1e-6)
+    done = list(in_order(lambda _: encode(matrix, spec, channels=cols, taps=1, device=device), range(workers), workers,
+                         Stoppable(Progress())))
+    return len(done) * matrix.numel() / max(time.monotonic() - started, 1e-6)
