@@ -14,6 +14,9 @@ from .patcher import adopt
 from .schema import COMPRESSED, DECODED, DYNAMIC
 
 _BESIDE_A_UNET = ("first_stage_model.", "conditioner.", "cond_stage_model.")     # VAE and text encoders
+_UNET = "model.diffusion_model."
+# They stand beside the UNet and say how it predicts; the host drops them where it takes a UNet out of a checkpoint.
+_MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _ALL = {"output_model": True, "output_clip": True, "output_vae": True}
 
 
@@ -35,7 +38,8 @@ def load_checkpoint(path: str | Path, memory_mode: str = COMPRESSED) -> tuple:
 def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED):
     """The UNet of a VQ file, with or without text encoders and VAE in it -> model patcher."""
     sd, metadata = read_state_dict(path)
-    model = host.state_dict_to_diffusion_model(sd, metadata, _operations(memory_mode), memory_mode == DYNAMIC)
+    operations, dynamic = _operations(memory_mode), memory_mode == DYNAMIC
+    model = host.state_dict_to_diffusion_model(_unet_only(sd), metadata, operations, dynamic)
     if model is None:
         raise UnsupportedError(f"'{Path(path).name}' holds no diffusion model that this ComfyUI recognizes")
     _remember(adopt(model), _reload_diffusion_model, path, memory_mode)
@@ -43,13 +47,26 @@ def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED):
 
 
 def read_state_dict(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """-> (key -> tensor, coded ones wrapped in their logical shape; header metadata). Tables are registered."""
+    """-> (key -> tensor, coded ones wrapped in their logical shape; header metadata). Tables are registered.
+
+    The user can interrupt it; nothing of it is kept then.
+    """
     host.require_quantized_tensors()
     with Reader(path, mapped=False) as reader:      # memory of its own: the file may be replaced afterwards
         coded = set(reader.coded_keys())
-        sd = {key: wrap(reader.weight(key)) if key in coded else reader.tensor(key)
-              for key in reader.keys() if not key.startswith("vq.")}
+        sd = {}
+        for key in reader.keys():
+            host.raise_if_interrupted()
+            if not key.startswith("vq."):
+                sd[key] = wrap(reader.weight(key)) if key in coded else reader.tensor(key)
         return sd, dict(reader.metadata)
+
+
+def _unet_only(sd: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The UNet of a checkpoint under the keys of a UNet file, with its markers; a UNet file as it is."""
+    if not any(key.startswith(_UNET) for key in sd):
+        return sd
+    return {key.removeprefix(_UNET): value for key, value in sd.items() if key.startswith(_UNET) or key in _MARKERS}
 
 
 def _load(path, memory_mode: str, parts: dict[str, bool]) -> tuple:
