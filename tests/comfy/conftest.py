@@ -75,9 +75,9 @@ def old_comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def inside(files):
-    """inside(host, case, *arguments) -> what tests/comfy/cases.py found, run in a process with that ComfyUI."""
-    def run(host: Path, case: str, *arguments: str) -> dict:
-        command = [host_python(), str(HERE / "cases.py"), str(host), str(files), case, *arguments]
+    """inside(host, case, *arguments) -> what a script of tests/comfy found, run in a process with that ComfyUI."""
+    def run(host: Path, case: str, *arguments: str, script: str = "cases.py") -> dict:
+        command = [host_python(), str(HERE / script), str(host), str(files), case, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=files, check=False,
                               timeout=600)
         lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
