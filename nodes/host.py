@@ -7,10 +7,12 @@ from __future__ import annotations
 import inspect
 import sys
 
+import comfy.hooks
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.patcher_extension
 import comfy.sd
 import comfy.utils
 import comfy.weight_adapter
@@ -41,6 +43,8 @@ run_every_op = getattr(comfy.ops, "run_every_op", lambda: None)      # lets the 
 set_attr_param = comfy.utils.set_attr_param
 uncast_bias_weight = comfy.ops.uncast_bias_weight
 BaseOps = comfy.ops.manual_cast
+EnumHookMode = comfy.hooks.EnumHookMode
+SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
 LowVramPatch = comfy.model_patcher.LowVramPatch
 ModelPatcher = comfy.model_patcher.ModelPatcher
 # Dynamic VRAM came with 0.16; before it there is one patcher only.

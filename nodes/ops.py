@@ -8,12 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from . import host
+from .guards import Guarded
 from .layout import decode, is_coded, plain, unwrap
 
 _DECODED_ROWS = 512                        # more distinct ids than this, and decoding the whole table is cheaper
 
 
-class Coded:
+class Coded(Guarded):
     """What the three share. Parameters are born on `meta`: a full-size weight is never allocated before loading."""
 
     decode_at_load = False
@@ -72,6 +73,13 @@ class Coded:
         host.run_every_op()
         return self.multiply(input, weight, bias)
 
+    def forward_comfy_cast_weights(self, input):
+        """One call where the weight has to be decoded, moved or patched; the host comes here as well."""
+        weight, bias, state = self._weight_and_bias(input=input)
+        out = self.multiply(input, plain(weight), bias)
+        host.uncast_bias_weight(self, weight, bias, state)
+        return out
+
     def _weight_and_bias(self, **options):
         """-> (weight, bias, what uncast_bias_weight needs); weight functions have run where there are any."""
         return host.cast_bias_weight(self, offloadable=True, **options)
@@ -91,12 +99,6 @@ class VQOps(host.BaseOps):
             super().__init__(in_features, out_features, bias, device="meta", dtype=dtype)
             self.first_device = _first_device(device)
 
-        def forward_comfy_cast_weights(self, input):
-            weight, bias, state = self._weight_and_bias(input=input)
-            out = self.multiply(input, plain(weight), bias)
-            host.uncast_bias_weight(self, weight, bias, state)
-            return out
-
         def multiply(self, input, weight, bias):
             """-> [..., out_features]"""
             return F.linear(input, weight, bias)
@@ -107,12 +109,6 @@ class VQOps(host.BaseOps):
         def __init__(self, *args, device=None, **kwargs):
             super().__init__(*args, device="meta", **kwargs)
             self.first_device = _first_device(device)
-
-        def forward_comfy_cast_weights(self, input):
-            weight, bias, state = self._weight_and_bias(input=input)
-            out = self.multiply(input, plain(weight), bias)
-            host.uncast_bias_weight(self, weight, bias, state)
-            return out
 
         def multiply(self, input, weight, bias):
             """-> [batch, out_channels, height, width]"""

@@ -5,66 +5,15 @@ These leave coded weights alone and keep one VQPatch per patched weight in the m
 """
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 
-from . import host
+from . import control, host
+from .guards import restore
 from .layout import decode, is_coded, unwrap
 from .ops import Coded
-
-
-class VQPatch:
-    """All patches of one weight, called with the decoded weight. Keeps its tensors on the compute device."""
-
-    def __init__(self, key: str, patches: list, uuid):
-        self.key, self.uuid = key, uuid
-        self._original, self._held, self.bytes_held = patches, patches, 0
-
-    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        return host.calculate_weight(self._held, weight, self.key, intermediate_dtype=weight.dtype)
-
-    def move_to(self, device) -> int:
-        """Hold the patch tensors on a device (CPU: the originals) -> bytes that moved. The host calls this as well."""
-        before = self.bytes_held
-        if host.is_cpu(device):
-            self._held, self.bytes_held = self._original, 0
-            return before
-        if before:
-            return 0
-        counter = [0]
-        self._held = [(p[0], _on_device(p[1], device, counter), *p[2:]) for p in self._original]
-        self.bytes_held = counter[0]
-        return self.bytes_held
-
-
-class HookPatch:
-    """The patches a hook adds to one weight for a while, after VQPatch."""
-
-    def __init__(self, key: str, patches: list, original_weights: dict):
-        self.key, self._patches, self._original_weights = key, patches, original_weights
-
-    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        return host.calculate_weight(self._patches, weight, self.key, intermediate_dtype=weight.dtype,
-                                     original_weights=self._original_weights)
-
-
-def _on_device(value, device, counter: list[int]):
-    """A patch value (adapter, tensor, or tuples, lists and dicts of them) with its tensors on `device`."""
-    if isinstance(value, host.WeightAdapterBase):
-        moved = copy.copy(value)
-        moved.weights = _on_device(value.weights, device, counter)
-        return moved
-    if isinstance(value, torch.Tensor):
-        moved = value.to(device)
-        counter[0] += moved.nbytes if moved is not value else 0
-        return moved
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_device(item, device, counter) for item in value)
-    if isinstance(value, dict):
-        return {key: _on_device(item, device, counter) for key, item in value.items()}
-    return value
+from .patches import HookPatch, VQPatch, say_if_hook_matches_nothing, say_if_nothing_matches
 
 
 class _OnTheFly:
@@ -81,6 +30,16 @@ class _OnTheFly:
         path, _, name = key.rpartition(".")
         module = host.get_attr(self.model, path) if name == "weight" and path else None
         return module if isinstance(module, Coded) and is_coded(module.weight) else None
+
+    def add_patches(self, patches, *args, **kwargs):
+        """The host's, and a word where there is nothing to add: it tells one line per key, or nothing."""
+        say_if_nothing_matches(patches, self.is_clip)
+        return super().add_patches(patches, *args, **kwargs)
+
+    def add_hook_patches(self, hook, patches, *args, **kwargs):
+        """The same for what comes by hook."""
+        say_if_hook_matches_nothing(hook, patches, self.is_clip)
+        return super().add_hook_patches(hook, patches, *args, **kwargs)
 
     def patch_weight_to_device(self, key, device_to=None, *args, **kwargs):
         """Coded weights are not patched here; with return_weight the patched dense weight is given instead."""
@@ -105,6 +64,7 @@ class _OnTheFly:
 
     def load(self, device_to=None, *args, **kwargs):
         """The host's load, then one patch per patched weight, its tensors on the device."""
+        restore(self.model)
         super().load(device_to, *args, **kwargs)
         self._attach(device_to)
         held = sum(getattr(m, "vq_patch", None) is not None and m.vq_patch.bytes_held for _, m in self.coded_modules())
@@ -119,6 +79,7 @@ class _OnTheFly:
     def unpatch_model(self, device_to=None, unpatch_weights=True):
         """Take our patches out too: the host only does so where the model was loaded in part."""
         if unpatch_weights:
+            restore(self.model)
             for _, module in self.coded_modules():
                 module.vq_patch = None
                 module.weight_function = [f for f in module.weight_function if not isinstance(f, VQPatch)]
@@ -148,8 +109,10 @@ class _OnTheFly:
         if key not in combined_patches:
             return None
         patch = HookPatch(key, combined_patches[key], {key: original_weights.pop(key)})
+        patch.move_if_room(self.load_device, memory_counter)
         _set_hook(module, patch)
-        self.cached_hook_patches.setdefault(hooks, {})[key] = (patch, module.weight.device)
+        if self.hook_mode == host.EnumHookMode.MaxSpeed:             # else the host caches nothing: all keys or none
+            self.cached_hook_patches.setdefault(hooks, {})[key] = (patch, module.weight.device)
         return None
 
     def patch_cached_hook_weights(self, cached_weights, key, memory_counter):
@@ -229,6 +192,8 @@ def adopt(patcher):
     dynamic = host.ModelPatcherDynamic is not None and isinstance(patcher, host.ModelPatcherDynamic)
     if isinstance(patcher, host.ModelPatcher) and not isinstance(patcher, _OnTheFly):
         patcher.__class__ = VQModelPatcherDynamic if dynamic else VQModelPatcher
+        if hasattr(patcher.model, "diffusion_model"):
+            control.add_to(patcher)
     return patcher
 
 
