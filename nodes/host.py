@@ -7,10 +7,12 @@ from __future__ import annotations
 import inspect
 import sys
 
+import comfy.float
 import comfy.hooks
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.ops
 import comfy.patcher_extension
 import comfy.sd
@@ -39,8 +41,13 @@ calculate_weight = comfy.lora.calculate_weight
 cast_bias_weight = comfy.ops.cast_bias_weight
 cast_to_device = comfy.model_management.cast_to_device
 get_attr = comfy.utils.get_attr
+get_key_weight = comfy.model_patcher.get_key_weight
+lora_compute_dtype = comfy.model_management.lora_compute_dtype
+model_sampling = comfy.model_sampling
 run_every_op = getattr(comfy.ops, "run_every_op", lambda: None)      # lets the user interrupt between two layers
+round_weight = comfy.float.stochastic_rounding       # stochastic for 8-bit floats only
 set_attr_param = comfy.utils.set_attr_param
+string_to_seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
 uncast_bias_weight = comfy.ops.uncast_bias_weight
 BaseOps = comfy.ops.manual_cast
 EnumHookMode = comfy.hooks.EnumHookMode
@@ -93,6 +100,12 @@ def _dynamic(load, dynamic: bool) -> dict:
 def is_cpu(device) -> bool:
     """Whether a load device is the CPU."""
     return device is not None and comfy.model_management.is_device_cpu(device)
+
+
+def merged_shape(patches: list, weight, key: str) -> tuple[int, ...]:
+    """Shape of a weight with its patches: some enlarge it (inpainting); 0.8 cannot tell."""
+    calculate = getattr(comfy.lora, "calculate_shape", None)
+    return tuple(weight.shape if calculate is None else calculate(patches, weight, key))
 
 
 def compute_device() -> torch.device:

@@ -1,4 +1,4 @@
-"""quantize: a checkpoint in, one small file out. Streams one layer at a time; an interrupted run resumes."""
+"""quantize: a checkpoint (or a model in memory) in, one small file out. Streams one layer at a time; an interrupted run resumes."""
 from __future__ import annotations
 
 import hashlib
@@ -65,6 +65,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
              progress: Progress | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
+    source_path: where it is, or an opened Source (source_model.py makes one of a model in memory); it is closed.
     output: file or existing folder; None = beside the source, `<model>-vq<bits of the UNet>b.safetensors`.
     plan: replaces bits, method, text_encoder_bits, skip and window. parts: which of "unet", "te", "vae" are kept.
     device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
@@ -74,7 +75,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     options = {"window": window} if window and method == "trellis" else {}
     plan = plan or make_plan(bits, method, text_encoder_bits, skip, **options)
     _check_parts(parts)
-    with open_source(source_path) as source:
+    with source_path if isinstance(source_path, Source) else open_source(source_path) as source:
         items = [item for item in stored_items(source, arch_layers(source)) if _kept(item, parts)]
         plan.check([item.layer for item in items])
         job = _Job(source, plan, sorted(set(parts)), seed, device or _best_device(), progress)
@@ -114,7 +115,7 @@ class _Job:
     def __init__(self, source: Source, plan: Plan, parts: list[str], seed: int, device: str, progress: Progress):
         self.source, self.plan, self.device, self.progress = source, plan, device, progress
         self.settings = {"parts": parts, "seed": seed}
-        self.identity = {"name": source.name, "bytes": source.bytes, "sha256": source.sha256(progress)}
+        self.identity = source.identity(progress)
         self.fingerprint = fingerprint(self.identity, plan.to_json(), self.settings, __version__)
 
     def find_existing(self, folder: Path, name: str | None) -> QuantizeResult | None:

@@ -1,6 +1,7 @@
 """What is quantized: a single-file checkpoint, a UNet-only file or a diffusers folder, read one tensor at a time.
 
 Whatever it is on disk, a Source shows LDM keys (`model.diffusion_model.*`, `conditioner.*`, `first_stage_model.*`).
+A model in memory is one too: source_model.py.
 """
 from __future__ import annotations
 
@@ -107,6 +108,10 @@ class Source:
     def load_float(self, key: str) -> torch.Tensor:
         """One tensor in float32 -> [*shape(key)], for coding."""
         return self.load(key).float()
+
+    def identity(self, progress: Progress | None = None) -> dict:
+        """-> `vqpack.source` of the result: what it was made from, by content"""
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256(progress)}
 
     def sha256(self, progress: Progress | None = None) -> str:
         """SHA-256 of the file; of a folder: of its weight files' names and SHA-256 sums, sorted by name."""

@@ -16,7 +16,7 @@ from .source import Contents, Origin, open_weights
 
 VAE_PREFIX = "first_stage_model."
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")      # diffusers' and transformers' base names
-Found = Mapping[str, SafetensorsFile]                    # own key -> file
+Found = Mapping[str, SafetensorsFile]                    # own key -> file (or source_model.Tensors)
 
 
 def read_folder(path: Path) -> Contents:
@@ -34,7 +34,7 @@ def read_folder(path: Path) -> Contents:
         if unet_folder != path:
             first = found(path / "text_encoder")
             origins.update(_clip_l(first))
-            origins.update(_clip_g(found(path / "text_encoder_2"), 1 if first else 0))
+            origins.update(clip_g_origins(found(path / "text_encoder_2"), 1 if first else 0))
             origins.update(_vae(found(path / "vae")))
         stack.pop_all()
     return Contents(path, tuple(files), origins, constants=_markers(path))
@@ -114,7 +114,7 @@ def _clip_l(found: Found) -> dict[str, Origin]:
     return _origins(found, lambda key: f"conditioner.embedders.0.transformer.{_with_text_model(key)}")
 
 
-def _clip_g(found: Found, embedder: int) -> dict[str, Origin]:
+def clip_g_origins(found: Found, embedder: int) -> dict[str, Origin]:
     """CLIP-G under OpenCLIP names, as in published SDXL files: q/k/v fused, projection transposed."""
     prefix = f"conditioner.embedders.{embedder}.model."
     own = {_with_text_model(key): key for key in found}
