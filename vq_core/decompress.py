@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 
 from .container import Reader
-from .errors import PlanError
+from .errors import PlanError, VQError
 from .file_names import SUFFIX, safe_stem
 from .keymap import Rebuilt, keymap_from_metadata
 from .plain_writer import PlainWriter
 from .progress import Progress
-from .safetensors_io import dtype_name
+from .safetensors_io import SafetensorsFile, dtype_name
+from .writer import HASH_KEY
 
 OUTPUT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+ORIGIN_KEY = "decompressed_from"           # hash of the vqpack file's tensor data, and the dtype asked for
 CHUNK_WEIGHTS = 1 << 23                    # decoded at once: 32 MB in float32, so the peak does not follow the layer
 
 
@@ -48,8 +50,9 @@ def decompress(path: str | Path, output: str | Path, dtype: str | None = None, o
                    for item in keymap_from_metadata(reader.metadata).rebuild(stored)]
         outputs.sort(key=lambda out: -out.dtype.itemsize)     # wide types first keeps all aligned
         metadata = {key: value for key, value in reader.metadata.items() if not key.startswith("vqpack.")}
-        writer = PlainWriter(_target(Path(path), Path(output), dtype),
-                             [(o.key, dtype_name(o.dtype), o.shape) for o in outputs], metadata, overwrite)
+        writer = PlainWriter(target_name(path, output, dtype),
+                             [(o.key, dtype_name(o.dtype), o.shape) for o in outputs],
+                             metadata | _origin(reader, dtype), overwrite)
         try:
             progress.start("decompress", sum(prod(o.shape) for o in outputs))
             for out in outputs:
@@ -64,6 +67,38 @@ def decompress(path: str | Path, output: str | Path, dtype: str | None = None, o
     return final
 
 
+def find_decompressed(path: str | Path, output: str | Path, dtype: str | None = None) -> Path | None:
+    """What an earlier `decompress` with these arguments wrote, whole and under its own name or a numbered one."""
+    with Reader(path, mapped=False) as reader:
+        wanted = _origin(reader, dtype)
+    target = target_name(path, output, dtype)
+    count, candidate = 1, target
+    while wanted and candidate.is_file():
+        try:
+            with SafetensorsFile(candidate) as file:       # refuses a file that is not whole
+                if wanted.items() <= file.metadata.items():
+                    return candidate
+        except (VQError, OSError):
+            pass
+        count += 1
+        candidate = target.with_name(f"{target.stem}-{count}{SUFFIX}")
+    return None
+
+
+def target_name(path: str | Path, output: str | Path, dtype: str | None) -> Path:
+    """The file that `decompress` writes if no such file is there."""
+    path, output = Path(path), Path(output)
+    if output.is_dir():
+        return output / (safe_stem(f"{path.stem}-{dtype or 'decompressed'}") + SUFFIX)
+    return output if output.suffix == SUFFIX else output.with_name(output.name + SUFFIX)
+
+
+def _origin(reader: Reader, dtype: str | None) -> dict[str, str]:
+    """What tells the result of this file and dtype from any other; {} for a file without the hash of its data."""
+    sha256 = reader.metadata.get(HASH_KEY)
+    return {ORIGIN_KEY: f"{sha256} {dtype or 'source'}"} if sha256 else {}
+
+
 def decode_tensor(reader: Reader, key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
     """One stored tensor as ordinary numbers; dtype None = the source's."""
     if key not in reader.coded_keys():
@@ -71,12 +106,6 @@ def decode_tensor(reader: Reader, key: str, dtype: torch.dtype | None = None) ->
         return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
     weight = reader.weight(key)
     return weight.decode(torch.float32).to(dtype or weight.source_dtype)
-
-
-def _target(path: Path, output: Path, dtype: str | None) -> Path:
-    if output.is_dir():
-        return output / (safe_stem(f"{path.stem}-{dtype or 'decompressed'}") + SUFFIX)
-    return output if output.suffix == SUFFIX else output.with_name(output.name + SUFFIX)
 
 
 def _output(reader: Reader, item: Rebuilt, coded: frozenset[str], dtype: str | None) -> _Output:

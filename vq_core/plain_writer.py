@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -11,10 +10,11 @@ from pathlib import Path
 import torch
 
 from .errors import VQError
-from .file_names import numbered
+from .locked_files import WINDOWS, delete_locked, open_slot
 from .open_files import is_open
+from .publish import NotRenamed, check_space, os_error, publish
 from .safetensors_io import CHUNK, DTYPES, Entry, dump_header, frame_header
-from .writer import HASH_KEY, _flushed, _os_error, _rename_new
+from .writer import HASH_KEY
 
 _NO_HASH = "0x" + "0" * 64                 # as long as the real one, which is known only at the end
 
@@ -30,7 +30,6 @@ class PlainWriter:
     def __init__(self, target: str | Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]],
                  metadata: Mapping[str, str], overwrite: bool = False):
         self.target, self.overwrite = Path(target), overwrite
-        self._part = self.target.with_name(self.target.name + ".part")
         self._entries, end = [], 0
         for key, dtype, shape in tensors:
             start, end = end, end + prod(shape) * DTYPES[dtype][0]
@@ -40,14 +39,16 @@ class PlainWriter:
         if self._hash is not None:
             self._metadata[HASH_KEY] = _NO_HASH
         header = self._header()
-        self._written, self._end = 0, end
+        self._written, self._end, self._keep = 0, end, False
         if not self.target.parent.is_dir():
             raise VQError(f"the folder '{self.target.parent}' does not exist: create it or choose another one")
         if overwrite and is_open(self.target):
             raise VQError(f"'{self.target.name}' is loaded and cannot be replaced: unload it or choose another name")
-        self._check_space(end + len(header))
-        self._file = self._try(lambda: open(self._part, "wb", buffering=0))  # noqa: SIM115 - kept open
+        self._try(lambda: check_space(self.target.parent, end + len(header)))
+        self._part, self._file = self._try(lambda: open_slot(self.target, ".part", delete_locked))
         try:
+            self._try(lambda: self._file.truncate(0))      # what a dead run left
+            self._file.seek(0)
             self._write(memoryview(header))
         except BaseException:
             self.abort()
@@ -72,34 +73,25 @@ class PlainWriter:
             self._try(lambda: self._file.seek(0))
             self._write(memoryview(self._header()))
         self._try(lambda: os.fsync(self._file.fileno()))
+        if WINDOWS:                        # renames no open file; elsewhere the lock holds until it has its name
+            self._file.close()
+        try:
+            final = self._try(lambda: publish(self._part, self.target, self.overwrite))
+        except NotRenamed:
+            self._keep = True
+            raise
         self._file.close()
-        return _flushed(self._try(self._publish))
+        return final
 
     def abort(self) -> None:
-        """Delete what was written."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        """Delete what was written, unless it is finished and only its name was refused."""
+        if self._keep:
+            self._file.close()
+        else:
+            delete_locked(self._part, self._file)
 
     def _header(self) -> bytes:
         return frame_header(dump_header(self._entries, 0, self._metadata))
-
-    def _publish(self) -> Path:
-        if self.overwrite:
-            os.replace(self._part, self.target)
-            return self.target
-        while True:
-            final = numbered(self.target)
-            try:
-                _rename_new(self._part, final)
-                return final
-            except FileExistsError:        # somebody was faster: take the next number
-                continue
-
-    def _check_space(self, needed: int) -> None:
-        free = self._try(lambda: shutil.disk_usage(self.target.parent).free)
-        if free < needed:
-            raise VQError(f"not enough space in '{self.target.parent}': {needed / 1e9:.2f} GB are needed, "
-                          f"{free / 1e9:.2f} GB are free")
 
     def _write(self, data: memoryview) -> None:
         while len(data):
@@ -109,4 +101,4 @@ class PlainWriter:
         try:
             return action()
         except OSError as error:
-            raise _os_error(error, self.target.parent) from None
+            raise os_error(error, self.target.parent) from None

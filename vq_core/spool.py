@@ -1,19 +1,17 @@
 """The half-way store of a file being written: tensors appended as they come, a journal that lets a dead run resume."""
 from __future__ import annotations
 
-import errno
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .errors import VQError
+from .locked_files import delete_locked, is_abandoned, open_slot, sweep
 from .safetensors_io import CHUNK
 
 _JOURNAL = "vqpack spool 1"
-_SLOTS = 20                                # runs that may write beside each other under one name
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Spool:
         self.fingerprint = fingerprint
         self.entries: dict[str, Spooled] = {}
         self.end = 0
-        self.path, self._file = _open_slot(target)
-        self._journal_path = self.path.with_name(self.path.name + ".journal")
+        self.path, self._file = open_slot(target, ".spool", _remove)
+        self._journal_path = _journal_of(self.path)
         kept = self._take_over() if fingerprint is not None else 0
         self._file.truncate(self.end)
         try:
@@ -136,66 +134,43 @@ def _entry(value) -> Spooled | None:
         return None
 
 
-def _open_slot(target: Path):
-    """-> (path, locked file) of the first spool name no living run uses; what dead runs left at others is deleted."""
-    names = [target.with_name(target.name + (f".{slot}.spool" if slot else ".spool")) for slot in range(_SLOTS)]
-    for index, path in enumerate(names):
-        file = _open_locked(path)
-        if file is not None:
-            for other in names[index + 1:]:
-                _sweep(other)
-            return path, file
-    raise VQError(f"{_SLOTS} other runs are writing '{target.name}' in '{target.parent}': wait for them or choose "
-                  f"another name")
+def sweep_abandoned(folder: Path) -> list[str]:
+    """Delete spools of runs that nobody will go on with -> their names.
+
+    Only files that are ours (a journal of this program lies beside them), that no living run holds and that were not
+    written to for ABANDONED_DAYS; with each its journal and `.part`. What cannot be deleted is left.
+    """
+    swept = []
+    for path in sorted(folder.glob("*.safetensors*.spool")):
+        journal = _journal_of(path)
+        try:
+            if is_abandoned(path, journal) and _is_ours(journal):
+                sweep(path, _remove)
+                swept += [] if path.exists() else [path.name]
+        except OSError:
+            continue
+    return swept
 
 
-def _sweep(path: Path) -> None:
-    file = _open_locked(path) if path.exists() else None
-    if file is not None:
-        _delete(file, path)
+def _is_ours(journal: Path) -> bool:
+    with open(journal, "rb") as file:
+        first = _line(file.readline(4096))
+    return isinstance(first, dict) and first.get("journal") == _JOURNAL
+
+
+def _journal_of(spool: Path) -> Path:
+    return spool.with_name(spool.name + ".journal")
+
+
+def _remove(path: Path, file) -> None:
+    """Delete a spool we hold, its journal and its `.part`."""
+    path.with_suffix(".part").unlink(missing_ok=True)
+    _delete(file, path)
 
 
 def _delete(file, path: Path) -> None:
-    """Delete a spool we hold, its journal and `.part`; still locked where the system lets us delete an open file."""
-    path.with_name(path.name + ".journal").unlink(missing_ok=True)
-    path.with_suffix(".part").unlink(missing_ok=True)
-    if os.name == "nt":
-        file.close()
-    path.unlink(missing_ok=True)
-    file.close()
-
-
-def _open_locked(path: Path):
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", buffering=0)
-    if not _lock(file):
-        file.close()
-        return None
-    if os.name != "nt":
-        try:
-            same = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-        except FileNotFoundError:
-            same = False
-        if not same:                       # its owner deleted it between our open and our lock
-            file.close()
-            return _open_locked(path)
-    return file
-
-
-def _lock(file) -> bool:
-    """True unless a living process holds the file; systems that cannot lock count as free."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0x7FFFFFF0)          # far behind any byte we read, Windows locks forbid reading
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-    return True
+    _journal_of(path).unlink(missing_ok=True)
+    delete_locked(path, file)
 
 
 def write_all(file, data: memoryview) -> None:

@@ -4,23 +4,24 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import zlib
 from pathlib import Path
 
 import torch
 
 from .errors import FormatError, VQError
-from .file_names import SUFFIX, numbered
+from .file_names import SUFFIX
 from .open_files import is_open
+from .publish import FULL, NotRenamed, check_space, os_error, publish
 from .record import read_layout
 from .safetensors_io import DTYPES, Entry, dtype_name, dump_header, frame_header
-from .spool import Spool, Spooled, write_all
+from .spool import Spool, Spooled, sweep_abandoned, write_all
 from .table_record import table_key
 from .version import FORMAT_VERSION
 
 MAX_HEADER = 1 << 20                       # ComfyUI's view of metadata reads no further
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_TWICE = " for a while (twice the result, whose parts are collected first and then put in order)"
+_BESIDE = " for the result beside its collected parts"
 CRC_KEY, HEADER_CRC_KEY, HASH_KEY = "vqpack.crc32", "vqpack.header_crc32", "modelspec.hash_sha256"
 
 
@@ -45,11 +46,12 @@ class Writer:
         try:
             self._spool = Spool(self.path, fingerprint)
         except OSError as error:
-            raise _os_error(error, self.path.parent) from None
+            raise os_error(error, self.path.parent) from None
         self._part = self._spool.path.with_suffix(".part")
         try:
             self._part.unlink(missing_ok=True)
-            self._check_space(2 * expected_bytes - self._spool.end)
+            sweep_abandoned(self.path.parent)
+            check_space(self.path.parent, 2 * expected_bytes - self._spool.end, _TWICE)
         except BaseException:
             self.abort(keep_spool=True)
             raise
@@ -110,9 +112,12 @@ class Writer:
         if missing:
             raise FormatError(f"the shared table '{missing[0]}' was not added, but a coded weight needs it")
         try:
-            self._check_space(self.file_bytes(metadata))
+            check_space(self.path.parent, self.file_bytes(metadata), _BESIDE)
             self._write_part(ordered, metadata)
-            final = self._publish()
+            final = publish(self._part, self.path, self.overwrite)
+        except NotRenamed:
+            self.abort()                   # the spool goes, the finished file stays
+            raise
         except OSError as error:
             self._part.unlink(missing_ok=True)
             raise self._failed(error) from None
@@ -183,37 +188,15 @@ class Writer:
             write_all(file, memoryview(self._header(ordered, metadata, digest.hexdigest())))
             os.fsync(file.fileno())
 
-    def _publish(self) -> Path:
-        """Rename `.part`; never over a file that is loaded, never over one nobody allowed to replace."""
-        if self.overwrite and not is_open(self.path):
-            try:
-                os.replace(self._part, self.path)
-                return _flushed(self.path)
-            except PermissionError:        # Windows: another program has it open
-                pass
-        while True:
-            final = numbered(self.path)
-            try:
-                _rename_new(self._part, final)
-                return _flushed(final)
-            except FileExistsError:        # somebody was faster: take the next number
-                continue
-
     def _refuse_open(self, path: Path) -> None:
         if self.overwrite and is_open(path):
             raise VQError(f"'{path.name}' is loaded and cannot be replaced: unload it or choose another name")
 
-    def _check_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self.path.parent).free
-        if needed > free:
-            raise VQError(f"not enough space in '{self.path.parent}': {needed / 1e9:.2f} GB are needed for a while, "
-                          f"{free / 1e9:.2f} GB are free")
-
     def _failed(self, error: OSError) -> VQError:
         """An error of the system in words; a full disk is given its space back at once."""
-        if error.errno in _FULL or error.errno == errno.EFBIG:
+        if error.errno in FULL or error.errno == errno.EFBIG:
             self.abort()
-        return _os_error(error, self.path.parent)
+        return os_error(error, self.path.parent)
 
 
 def _memory(data: torch.Tensor) -> memoryview:
@@ -225,43 +208,3 @@ def _is_text(key: str) -> bool:
         return bool(key.encode("utf-8"))
     except UnicodeEncodeError:
         return False
-
-
-def _os_error(error: OSError, folder: Path) -> VQError:
-    if error.errno in _FULL:
-        return VQError(f"the disk of '{folder}' is full: free some space and run again; nothing was left behind")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return VQError(f"cannot write into '{folder}' ({error.strerror}): choose another folder")
-    return VQError(f"writing into '{folder}' failed: {error.strerror or error}")
-
-
-def _rename_new(part: Path, final: Path) -> None:
-    """Rename without replacing: a hard link is atomic; systems without links get a plain rename."""
-    if os.name == "nt":                    # refuses an existing name by itself
-        os.rename(part, final)
-        return
-    try:
-        os.link(part, final)
-    except FileExistsError:
-        raise
-    except OSError:
-        if os.path.lexists(final):
-            raise FileExistsError(errno.EEXIST, "exists", str(final)) from None
-        os.rename(part, final)
-    else:
-        part.unlink()
-
-
-def _flushed(path: Path) -> Path:
-    """Make the rename last; not every system can flush a folder."""
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
-    except OSError:
-        return path
-    try:
-        os.fsync(folder)
-    except OSError:
-        pass
-    finally:
-        os.close(folder)
-    return path

@@ -10,7 +10,7 @@ from arch_shapes import SMALL, UNET, openclip_shapes, pack, random_tensors, unet
 from vqpack.vq_core import decompress as module
 from vqpack.vq_core.arch import layers, unet_names
 from vqpack.vq_core.container import Reader
-from vqpack.vq_core.decompress import decompress
+from vqpack.vq_core.decompress import decompress, find_decompressed
 from vqpack.vq_core.errors import FormatError, Interrupted, PlanError, VQError
 from vqpack.vq_core.keymap import PrefixTable
 from vqpack.vq_core.progress import Progress
@@ -182,14 +182,45 @@ def test_nothing_is_left_behind(example, tmp_path):
 
 
 def test_a_full_disk_is_one_line(example, tmp_path, monkeypatch):
-    from vqpack.vq_core import plain_writer
+    from vqpack.vq_core import publish
 
     _, _, packed = example
-    usage = plain_writer.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(plain_writer.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(VQError, match="space"):
+    usage = publish.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(publish.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(VQError, match=r"space.* needed.* free"):
         decompress(packed, tmp_path / "out.safetensors")
     only(tmp_path)
+
+
+def test_an_earlier_result_is_found_again(example, tmp_path):
+    _, _, packed = example
+    out = tmp_path / "out.safetensors"
+    assert find_decompressed(packed, out) is None
+    decompress(packed, out)
+    assert find_decompressed(packed, out) == out
+    assert find_decompressed(packed, out, "bf16") is None            # another result
+    second = decompress(packed, out, "bf16")
+    assert second.name == "out-2.safetensors" and find_decompressed(packed, out, "bf16") == second
+    out.write_bytes(out.read_bytes()[:-1])
+    assert find_decompressed(packed, out) is None                    # no longer whole
+
+
+def test_two_at_once_do_not_disturb_each_other(example, tmp_path):
+    _, _, packed = example
+    threads = [threading.Thread(target=decompress, args=(packed, tmp_path / "out.safetensors")) for _ in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    names = ["out-2.safetensors", "out-3.safetensors", "out.safetensors"]
+    only(tmp_path, *names)
+    assert len({(tmp_path / name).read_bytes() for name in names}) == 1
+
+
+def test_a_part_of_a_dead_run_is_written_anew(example, tmp_path):
+    _, _, packed = example
+    (tmp_path / "out.safetensors.part").write_bytes(bytes(10_000_000))
+    decompress(packed, tmp_path / "out.safetensors")
+    only(tmp_path, "out.safetensors")
+    assert find_decompressed(packed, tmp_path / "out.safetensors")
 
 
 def test_progress_reaches_its_total(example, tmp_path):
