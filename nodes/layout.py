@@ -6,7 +6,11 @@ device by vq_core.weight.Tables, never per weight.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import threading
+import weakref
+import zlib
 from collections.abc import Mapping
 
 import torch
@@ -18,6 +22,8 @@ from . import host
 
 NAME = "VQPackLayout"
 _TABLES = Tables()
+_HEADS: weakref.WeakValueDictionary[str, Layout] = weakref.WeakValueDictionary()     # for the operation, by name
+_NUMBERS = itertools.count()
 _LOCK = threading.Lock()
 
 
@@ -26,6 +32,7 @@ class VQParams(host.BaseLayoutParams):
     """What goes with a blob: plain values only, so nothing is copied, counted or streamed beside it."""
 
     head: Layout
+    name: str                              # of the head, a constant in a compiled graph
 
     def _tensor_fields(self) -> list[str]:
         return []
@@ -44,7 +51,7 @@ class VQLayout(host.QuantizedLayout):
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: VQParams) -> torch.Tensor:
         """-> [*logical shape] in params.orig_dtype, on the blob's device"""
-        return decode(CodedWeight(qdata, params.head, _TABLES), params.orig_dtype)
+        return _operation()(qdata, params.name).to(params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor) -> tuple[torch.Tensor, ...]:
@@ -65,7 +72,10 @@ def wrap(weight: CodedWeight, dtype: torch.dtype | None = None):
     host.register_layout(NAME, VQLayout, {torch.ops.aten.to.device: _move})
     _register_tables(weight.tables)
     dtype = dtype or _math_dtype(weight.source_dtype)
-    params = VQParams(scale=None, orig_dtype=dtype, orig_shape=tuple(weight.shape), head=weight.layout)
+    _operation()
+    name = str(next(_NUMBERS))
+    _HEADS[name] = weight.layout
+    params = VQParams(scale=None, orig_dtype=dtype, orig_shape=tuple(weight.shape), head=weight.layout, name=name)
     return host.QuantizedTensor(weight.blob, NAME, params)
 
 
@@ -86,6 +96,36 @@ def decode(coded: CodedWeight, dtype: torch.dtype, start: int = 0, stop: int | N
     latents by 1.2e-3 from those of the decompressed file.
     """
     return coded.decode(_math_dtype(coded.source_dtype), start, stop).to(dtype)
+
+
+@functools.cache
+def _operation():
+    """(blob, name of its head) -> the weight as decode gives it, in its own dtype; one node of a compiled graph.
+
+    torch.compile cannot follow the decoder, and refuses tables that are not arguments: inside the operation both are
+    out of its sight. Defined with the first weight, so that an import defines nothing; the namespace is this copy's
+    own, for a second copy of the package keeps its own heads.
+    """
+    namespace = f"vqpack_{zlib.crc32(__name__.encode()):08x}"
+    library = torch.library.Library(namespace, "DEF")
+    library.define("decode(Tensor blob, str head) -> Tensor")
+    library.impl("decode", _decode_named, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{namespace}::decode", _shape_named, lib=library)
+    _LIBRARIES.append(library)
+    return getattr(torch.ops, namespace).decode.default
+
+
+_LIBRARIES: list = []                      # an operation lives as long as its library
+
+
+def _decode_named(blob: torch.Tensor, head: str) -> torch.Tensor:
+    coded = CodedWeight(blob, _HEADS[head], _TABLES)
+    return decode(coded, _math_dtype(coded.source_dtype))                           # [*logical shape]
+
+
+def _shape_named(blob: torch.Tensor, head: str) -> torch.Tensor:
+    layout = _HEADS[head]
+    return blob.new_empty(layout.shape, dtype=_math_dtype(layout.source_dtype))     # [*logical shape]
 
 
 def plain(tensor):
