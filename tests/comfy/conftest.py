@@ -88,7 +88,7 @@ def inside(files):
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> Path:
-    """A folder with the tiny checkpoint, its VQ file, that file decompressed in fp32, and two LoRA."""
+    """A folder with the tiny checkpoint, its VQ file, that file decompressed (in fp16, as its source), and two LoRA."""
     folder = tmp_path_factory.mktemp("comfy")
     source = make_tiny(folder / "tiny.safetensors")
     from vqpack.vq_core.decompress import decompress
@@ -97,10 +97,10 @@ def files(tmp_path_factory) -> Path:
 
     quantize(source, folder / "tiny-vq.safetensors", plan=plan_from_json(PLAN))
     save_unet_only(folder / "tiny-vq.safetensors", folder / "unet-vq.safetensors")
-    decompress(folder / "tiny-vq.safetensors", folder / "dense.safetensors", dtype="fp32")
+    decompress(folder / "tiny-vq.safetensors", folder / "dense.safetensors")
     with_text = make_tiny(folder / "with-text.safetensors", text_encoder_shapes())
     quantize(with_text, folder / "text-vq.safetensors", bits=3, method="palette", parts=("te",))
-    decompress(folder / "text-vq.safetensors", folder / "text-dense.safetensors", dtype="fp32")
+    decompress(folder / "text-vq.safetensors", folder / "text-dense.safetensors")
     with_text.unlink()
     for seed in (1, 2):
         save_file(make_lora(source, seed), folder / f"lora{seed}.safetensors")
