@@ -3,6 +3,8 @@ without Triton; same codes as kernels/viterbi_reference.py.
 """
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .viterbi_reference import RENORMALIZE, prepare
@@ -33,21 +35,37 @@ def _encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: l
     x = (-targets.permute(1, 2, 0) << step_bits).contiguous()                     # [steps, vector, sequences]
     costs = (base[0] | start.to(torch.int32)).repeat(1, sequences)                # [2**window, sequences]
     costs[0] = 0
-    new, best = torch.empty_like(costs), torch.empty_like(costs[:groups])
+    best = torch.empty_like(costs[:groups])
     back = torch.empty(steps, groups, sequences, dtype=torch.uint8, device=device)
-    for t in range(steps):
-        torch.amin(costs.view(fan, groups, sequences), 0, out=best)
-        back[t] = best                       # its low 8 bits; those above step_bits are cleared at the end
+    # Views made once: indexing in the loop took a fourth of the time.
+    old, new = _views(costs, fan, groups), _views(torch.empty_like(costs), fan, groups)
+    inputs, entries, base, best_rows = x.unbind(), entries.unbind(), base.unbind(), best[:, None]
+    for t, (x_t, back_t) in enumerate(zip(inputs, back.unbind(), strict=True)):
+        torch.amin(old.by_first, 0, out=best)
+        back_t.copy_(best)                   # its low 8 bits; those above step_bits are cleared at the end
         best &= -fan
-        torch.mul(entries[0], x[t, 0], out=new)  # mul and add: addcmul is three times slower on int32 (CPU)
+        x_v = x_t.unbind()
+        torch.mul(entries[0], x_v[0], out=new.costs)  # mul and add: addcmul is three times slower on int32 (CPU)
         for v in range(1, vector):
-            new += entries[v] * x[t, v]
-        new += base[kinds[t]]
-        new.view(groups, fan, sequences).add_(best[:, None])
-        costs, new = new, costs
+            new.costs.add_(entries[v] * x_v[v])
+        new.costs.add_(base[kinds[t]])
+        new.by_last.add_(best_rows)
+        old, new = new, old
         if t % RENORMALIZE == RENORMALIZE - 1:
-            costs -= costs.amin(0) & -fan
-    return _trace_back((costs >> step_bits).argmin(0), back.bitwise_and_(fan - 1), step_bits)
+            old.costs.sub_(old.costs.amin(0) & -fan)
+    return _trace_back((old.costs >> step_bits).argmin(0), back.bitwise_and_(fan - 1), step_bits)
+
+
+class _Views(NamedTuple):
+    """Path costs of all states, and the same memory by a state's oldest and newest step."""
+
+    costs: torch.Tensor        # [2**window, sequences]
+    by_first: torch.Tensor     # [fan, groups, sequences]
+    by_last: torch.Tensor      # [groups, fan, sequences]
+
+
+def _views(costs: torch.Tensor, fan: int, groups: int) -> _Views:
+    return _Views(costs, costs.view(fan, groups, -1), costs.view(groups, fan, -1))
 
 
 def _trace_back(state: torch.Tensor, back: torch.Tensor, step_bits: int) -> torch.Tensor:
