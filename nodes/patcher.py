@@ -5,6 +5,7 @@ These leave coded weights alone and keep one VQPatch per patched weight in the m
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,10 @@ from . import control, host
 from .guards import restore
 from .layout import decode, is_coded, unwrap
 from .ops import Coded
-from .patches import HookPatch, VQPatch, say_if_hook_matches_nothing, say_if_nothing_matches
+from .patches import HookPatch, VQPatch, patch_bytes, say_if_hook_matches_nothing, say_if_nothing_matches
+from .scratch import count_scratch
+
+_SHARE_OF_FREE_MEMORY = 0.25               # dynamic VRAM has no budget to ask; more than this stays in main memory
 
 
 class _OnTheFly:
@@ -62,19 +66,14 @@ class _OnTheFly:
         wide = coded.source_dtype in (torch.float16, torch.bfloat16, torch.float32)
         return weight.to(coded.source_dtype if wide else torch.float16)
 
-    def load(self, device_to=None, *args, **kwargs):
-        """The host's load, then one patch per patched weight, its tensors on the device."""
-        restore(self.model)
-        super().load(device_to, *args, **kwargs)
-        self._attach(device_to)
-        held = sum(getattr(m, "vq_patch", None) is not None and m.vq_patch.bytes_held for _, m in self.coded_modules())
-        self.model.model_loaded_weight_memory += held
+    def patch_bytes(self) -> int:
+        """Bytes of the tensors that LoRA and merges bring to coded weights."""
+        return sum(patch_bytes(self.patches[key]) for key, _ in self.coded_modules() if key in self.patches)
 
-    def partially_unload(self, *args, **kwargs):
-        """The host appends a second patch to what it unloads; leave one."""
-        freed = super().partially_unload(*args, **kwargs)
-        self._attach(None)
-        return freed
+    def held_bytes(self) -> int:
+        """Bytes of those tensors that are on the device now."""
+        patches = (getattr(module, "vq_patch", None) for _, module in self.coded_modules())
+        return sum(patch.bytes_held for patch in patches if patch is not None)
 
     def unpatch_model(self, device_to=None, unpatch_weights=True):
         """Take our patches out too: the host only does so where the model was loaded in part."""
@@ -129,15 +128,6 @@ class _OnTheFly:
                 _set_hook(module, None)
         return super().unpatch_hooks(whitelist_keys_set)
 
-    def memory_required(self, input_shape):
-        """The host's estimate and the largest weight decoded, which it does not count."""
-        return super().memory_required(input_shape) + self.decode_scratch()
-
-    def decode_scratch(self) -> int:
-        """Bytes for the largest decoded weight: float32 while it is made and its own dtype; twice more for a LoRA."""
-        largest = max(((m.weight.numel(), m.weight.dtype.itemsize) for _, m in self.coded_modules()), default=(0, 0))
-        return largest[0] * (4 + largest[1] * (3 if self.patches else 1))
-
     def model_state_dict_for_saving(self, model=None, prefix=""):
         """Dense weights with their patches, decoded when they are written where the host can wait for that."""
         sd = super().model_state_dict_for_saving(model, prefix)
@@ -170,6 +160,29 @@ def _set_hook(module: Coded, patch: HookPatch | None) -> None:
 class VQModelPatcher(_OnTheFly, host.ModelPatcher):
     """Whole or partial loading, as on every ComfyUI from 0.8 on."""
 
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        """The host's load, then one patch per patched weight, its tensors on the device where they leave room.
+
+        Their bytes come off the budget (0 with full_load: none given). Tensors that would take more than half of it
+        stay in main memory and cross over in each call, as the weights do that found no room.
+        """
+        restore(self.model)
+        budget = math.inf if full_load and not lowvram_model_memory else lowvram_model_memory
+        wanted = self.patch_bytes()
+        room = wanted <= budget / 2
+        if room and wanted and budget < math.inf:
+            lowvram_model_memory = budget - wanted
+            full_load = full_load and self.model_size() <= lowvram_model_memory
+        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
+        self._attach(device_to if room else self.offload_device)
+        self.model.model_loaded_weight_memory += self.held_bytes()
+
+    def partially_unload(self, *args, **kwargs):
+        """The host appends a second patch to what it unloads; leave one."""
+        freed = super().partially_unload(*args, **kwargs)
+        self._attach(None)
+        return freed
+
 
 if host.ModelPatcherDynamic is not None:
 
@@ -181,6 +194,25 @@ if host.ModelPatcherDynamic is not None:
             if host.is_cpu(load_device):
                 return VQModelPatcher(model, load_device, *args, **kwargs)
             return object.__new__(cls)
+
+        def load(self, device_to=None, *args, **kwargs):
+            """The host's load, then patches as in the other patcher. What is coded counts as its stored bytes."""
+            restore(self.model)
+            super().load(device_to, *args, **kwargs)
+            room = self.patch_bytes() <= _SHARE_OF_FREE_MEMORY * host.free_bytes(device_to)
+            self._attach(device_to if room else self.offload_device)
+            forced = [self.coded_module(key) for key in self.backup]
+            logical = sum(m.weight.numel() * m.weight.element_size() - m.weight.nbytes for m in forced if m is not None)
+            self.model.model_loaded_weight_memory += self.held_bytes() - logical
+
+        def partially_unload(self, *args, **kwargs):
+            """The host gives back what is not paged last; patch tensors are counted with it and go with it."""
+            freed = super().partially_unload(*args, **kwargs)
+            if not self.model.model_loaded_weight_memory:
+                for _, module in self.coded_modules():
+                    if getattr(module, "vq_patch", None) is not None:
+                        module.vq_patch.move_to(self.offload_device)
+            return freed
 
         def clone(self, disable_dynamic=False, *args, **kwargs):
             """The host makes a plain patcher for what cannot be dynamic; it has to be ours."""
@@ -194,6 +226,7 @@ def adopt(patcher):
         patcher.__class__ = VQModelPatcherDynamic if dynamic else VQModelPatcher
         if hasattr(patcher.model, "diffusion_model"):
             control.add_to(patcher)
+            count_scratch(patcher.model)
     return patcher
 
 

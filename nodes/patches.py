@@ -71,12 +71,17 @@ class HookPatch(_Patches):
 
     def move_if_room(self, device, counter) -> None:
         """Hold the tensors on a device as far as the host's counter of free bytes allows (None: whole)."""
-        size = [0]
-        _on_device([patch[1] for patch in self._original], "meta", size)
-        if counter is None or counter.is_useable(size[0]):
+        if counter is None or counter.is_useable(patch_bytes(self._original)):
             moved = self.move_to(device)
             if counter is not None:
                 counter.decrement(moved)
+
+
+def patch_bytes(patches: list) -> int:
+    """Bytes of the tensors in patches of the host's form."""
+    counter = [0]
+    _on_device([patch[1] for patch in patches], torch.device("meta"), counter)
+    return counter[0]
 
 
 def say_if_nothing_matches(patches: dict, is_clip: bool) -> None:
@@ -120,7 +125,7 @@ def _on_device(value, device, counter: list[int]):
         return moved
     if isinstance(value, torch.Tensor):
         moved = value.to(device)
-        counter[0] += moved.nbytes if moved is not value else 0
+        counter[0] += value.nbytes if value.device != device else 0
         return moved
     if isinstance(value, (list, tuple)):
         return type(value)(_on_device(item, device, counter) for item in value)

@@ -148,7 +148,7 @@ def case_memory() -> dict:
     held |= {b.data_ptr(): b.nbytes for b in base.model.buffers()}
     found["size"], found["held"] = base.model_size(), sum(held.values())
     shape = [2, 4, 16, 16]
-    found["scratch"] = base.memory_required(shape) - comfy.model_patcher.ModelPatcher.memory_required(base, shape)
+    found["scratch"] = base.model.memory_required(shape) - type(base.model).__base__.memory_required(base.model, shape)
     found["largest"] = 4 * max(m.weight.numel() for _, m in base.coded_modules())
     return found
 
