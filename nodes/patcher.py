@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from . import control, host
+from .dense_view import DenseView
 from .guards import restore
 from .layout import decode, is_coded, unwrap
 from .ops import Coded
@@ -65,6 +66,18 @@ class _OnTheFly:
             weight = host.calculate_weight(self.patches[key], weight, key)
         wide = coded.source_dtype in (torch.float16, torch.bfloat16, torch.float32)
         return weight.to(coded.source_dtype if wide else torch.float16)
+
+    def loaded_weight(self, key: str) -> torch.Tensor:
+        """The decoded weight as the model computes with it now, with the LoRA it is loaded with -> [*logical shape]"""
+        weight = self.coded_module(key).weight
+        dense = decode(unwrap(weight), torch.float32)
+        if key in self.patches and self.model.current_weight_patches_uuid == self.patches_uuid:
+            dense = host.calculate_weight(self.patches[key], dense, key)
+        return dense.to(weight.dtype)
+
+    def model_state_dict(self, filter_prefix=None):
+        """The host's, with coded weights decoded when they are looked up: other code takes weights out of it by key."""
+        return DenseView(super().model_state_dict(filter_prefix), self)
 
     def patch_bytes(self) -> int:
         """Bytes of the tensors that LoRA and merges bring to coded weights."""
