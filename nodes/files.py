@@ -5,12 +5,14 @@ list everything in `checkpoints` and cannot open a VQ file. VQ files that a user
 """
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
 from ..vq_core.errors import FormatError, PlanError
-from ..vq_core.file_names import safe_stem
+from ..vq_core.file_names import SUFFIX, safe_stem
+from ..vq_core.layout import MAGIC
 from . import host
 
 FOLDER = "vq_checkpoints"
@@ -18,7 +20,10 @@ EXTENSIONS = (".safetensors", ".sft")
 NONE_YET = "(no VQ file found)"
 _STOCK = ("checkpoints", "diffusion_models")
 _LONGEST_HEADER = 1_000_000                # docs/format.md, 6: ours is never longer
+_MOST_LOOKED_AT = 64                       # U8 tensors of a foreign file whose first bytes are read
 _known: dict[str, tuple[int, int, bool]] = {}
+_made: dict[str, Path] = {}                # inputs of a node -> what it made of them
+_lost: dict[str, int] = {}
 
 
 def register_folders() -> None:
@@ -46,51 +51,96 @@ def vq_path(name: str | None) -> Path:
     if not name or name == NONE_YET:
         raise FormatError(f"no VQ file chosen: make one with Quantize Checkpoint (VQ), or put one into the folder "
                           f"{FOLDER} and refresh")
-    path = _find((FOLDER, *_STOCK), name)
-    if path is None:
+    found = _find((FOLDER, *_STOCK), name)
+    if not found:
         raise FormatError(f"the VQ file '{name}' is in none of the folders {', '.join((FOLDER, *_STOCK))}: it was "
                           f"moved or deleted, refresh and choose again")
-    if not is_vq_file(path):
+    ours = next((path for path in found if is_vq_file(path)), None)
+    if ours is None:
         raise FormatError(f"'{name}' is not a VQ file: open it with ComfyUI's own loader, or make a VQ file of it with "
                           f"Quantize Checkpoint (VQ)")
-    return path
+    return ours
 
 
 def source_path(name: str) -> Path:
     """The path of a checkpoint from its name in the widget."""
-    path = _find(_STOCK, name)
-    if path is None:
+    found = _find(_STOCK, name)
+    if not found:
         raise FormatError(f"the checkpoint '{name}' is in none of the folders {', '.join(_STOCK)}: it was moved or "
                           f"deleted, refresh and choose again")
-    return path
+    return next((path for path in found if not is_vq_file(path)), found[0])
 
 
 def output_path(source: Path, name: str) -> Path:
-    """Where the result of `source` goes: a folder (the file's name is made from the bits), or the file `name` in it.
+    """Where the VQ file made of `source` goes: a folder (the file's name is made from the bits), or `name` in it.
 
-    The folder is created. PlanError where the name leads out of it.
+    The folder is `vq_checkpoints` beside the source's root; where nothing can be written there, the first folder of
+    ours where something can. It is created. PlanError where the name leads out of it.
     """
-    root = next(root for root in _roots(_STOCK) if root in source.parents)
-    folder = root.parent / FOLDER
-    host.folder_paths.add_model_folder_path(FOLDER, str(folder))
-    parts = [part for part in re.split(r"[/\\]", name.strip()) if part]
-    if ".." in parts or (name.strip()[:1] in ("/", "\\")) or any(":" in part for part in parts):
-        raise PlanError(f"expected a file name, perhaps with a subfolder, got '{name}': it must stay inside {FOLDER}")
-    *inside, last = [safe_stem(part) for part in parts] or [*source.parent.relative_to(root).parts, ""]
-    folder = folder.joinpath(*inside)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PlanError(f"cannot make the folder '{folder.name}' for the result: {error.strerror or error}") from None
-    return folder / (last.removesuffix(".safetensors") + ".safetensors") if last else folder
+    root = root_of(source, _STOCK)
+    beside = root.parent / FOLDER
+    host.folder_paths.add_model_folder_path(FOLDER, str(beside))
+    folder = next((f for f in (beside, *_roots((FOLDER,))) if _writable(f)), beside)
+    *inside, last = split_name(name, FOLDER) or [*source.parent.relative_to(root).parts, ""]
+    folder = _make(folder.joinpath(*inside))
+    return folder / (last + SUFFIX) if last else folder
+
+
+def checkpoint_path(vq_file: Path, unet_only: bool, name: str) -> Path:
+    """Where the ordinary checkpoint made of a VQ file goes: a folder, or the file `name` in it; it is created.
+
+    The folder is one that ComfyUI's own loader lists (`diffusion_models` for a UNet alone, else `checkpoints`): the
+    one beside the VQ file's root, else ComfyUI's first. PlanError where the name leads out of it.
+    """
+    key = _STOCK[1] if unet_only else _STOCK[0]
+    root, roots = root_of(vq_file, (FOLDER, *_STOCK)), _roots((key,))
+    beside = [r for r in roots if r == root] or [r for r in roots if r.parent == root.parent]
+    folder = sorted(beside, key=lambda r: r.name != key)[0] if beside else roots[0]
+    *inside, last = split_name(name, key) or [*vq_file.parent.relative_to(root).parts, ""]
+    folder = _make(folder.joinpath(*inside))
+    return folder / (last + SUFFIX) if last else folder
+
+
+def split_name(name: str, folder: str) -> list[str]:
+    """`sub/name.safetensors` with either slash -> ["sub", "name"], fit for every system; [] for an empty name.
+
+    PlanError where it is absolute or leads upwards.
+    """
+    name = name.strip()
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
+    if ".." in parts or name[:1] in ("/", "\\") or any(":" in part for part in parts):
+        raise PlanError(f"expected a file name, perhaps with a subfolder, got '{name}': it must stay inside {folder}")
+    if parts and parts[-1].lower().endswith(SUFFIX):
+        parts[-1] = parts[-1][:-len(SUFFIX)]
+    return [safe_stem(part) for part in parts]
 
 
 def name_of(path: Path) -> str:
     """The name under which the loaders find a file, relative to its folder."""
-    for root in _roots((FOLDER, *_STOCK)):
-        if root in path.parents:
-            return str(path.relative_to(root))
-    return path.name
+    return str(path.relative_to(root_of(path, (FOLDER, *_STOCK))))
+
+
+def root_of(path: Path, keys=(FOLDER, *_STOCK)) -> Path:
+    """The model folder a file lies in, links not followed: of several inside each other the innermost.
+
+    The folder of the file itself where it lies in none of them.
+    """
+    return max((root for root in _roots(keys) if root in path.parents), key=lambda root: len(root.parts),
+               default=path.parent)
+
+
+def remember_result(inputs: list, path: Path) -> None:
+    """Note what a node made of these inputs."""
+    _made[repr(inputs)] = path
+
+
+def lost_results(inputs: list) -> int:
+    """How often what a node made of these inputs was gone when it was asked again: such a node must run again."""
+    key = repr(inputs)
+    if key in _made and not _made[key].exists():
+        del _made[key]
+        _lost[key] = _lost.get(key, 0) + 1
+    return _lost.get(key, 0)
 
 
 def stamp(path: Path) -> list:
@@ -105,16 +155,50 @@ def is_vq_file(path: Path) -> bool:
         status = os.stat(path)
         known = _known.get(str(path))
         if known is None or known[:2] != (status.st_mtime_ns, status.st_size):
-            known = _known[str(path)] = (status.st_mtime_ns, status.st_size, _has_our_version(path))
+            known = _known[str(path)] = (status.st_mtime_ns, status.st_size, _is_ours(path))
         return known[2]
     except OSError:
         return False
 
 
-def _has_our_version(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
+    """By our version in the metadata, or by the magic of a blob where another tool dropped the metadata."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return length <= _LONGEST_HEADER and b'"vqpack.version"' in file.read(length)
+        if length > _LONGEST_HEADER:
+            return False
+        header = file.read(length)
+        if b'"vqpack.version"' in header:
+            return True
+        try:
+            entries = json.loads(header) if b'"U8"' in header else {}
+            starts = [entry["data_offsets"][0] for key, entry in entries.items()
+                      if key != "__metadata__" and entry["dtype"] == "U8"]
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            return False
+        return any(_bytes_at(file, 8 + length + start) == MAGIC for start in starts[:_MOST_LOOKED_AT]
+                   if isinstance(start, int) and start >= 0)
+
+
+def _bytes_at(file, offset: int) -> bytes:
+    file.seek(offset)
+    return file.read(len(MAGIC))
+
+
+def _writable(folder: Path) -> bool:
+    """Whether the system says that files can be made there, or in the nearest folder above that is there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _make(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"cannot make the folder '{folder}' for the result ({error.strerror or error}): make it "
+                        f"yourself, or let this system's user write there") from None
+    return folder
 
 
 def _roots(keys) -> list[Path]:
@@ -129,6 +213,10 @@ def _path(key: str, name: str) -> Path:
     return Path(host.folder_paths.get_full_path(key, name) or name)
 
 
-def _find(keys, name: str) -> Path | None:
-    paths = (host.folder_paths.get_full_path(key, name.replace("\\", os.sep)) for key in keys)
-    return next((Path(path) for path in paths if path), None)
+def _find(keys, name: str) -> list[Path]:
+    """What ComfyUI takes a name for under each of the keys; slashes of either kind, nothing outside the folders."""
+    if os.path.isabs(name) or os.path.splitdrive(name)[0] or ".." in re.split(r"[/\\]", name):
+        return []
+    paths = [host.folder_paths.get_full_path(key, spelling) for key in keys
+             for spelling in dict.fromkeys((name, name.replace("\\", "/")))]
+    return [Path(path) for path in paths if path]

@@ -4,12 +4,13 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
 
-from .arch import component_of
+from .arch import component_of, make_layers
 from .bits import Stored, count_bits
 from .container import Reader
 from .errors import FormatError, VQError
@@ -18,6 +19,28 @@ from .version import FORMAT_VERSION
 
 REPORT_KEY = "vq.report"
 MAX_REPORT_BYTES = 64 << 20                # a report of 64 MB would be a thousand times the largest we write
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file: what it is in the network and what it costs."""
+
+    key: str
+    component: str                         # "unet", "te1", "te2", "vae", "other", "table", "report"
+    role: str                              # as arch.Layer.role, e.g. "conv1", "self_q", "ff_in"
+    kind: str                              # "trellis", "palette", ...; "dense" for what is kept
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def weights(self) -> int:
+        """Logical numbers; 0 for tables and the report."""
+        return 0 if self.component in ("table", "report") else prod(self.shape)
+
+    @property
+    def bits(self) -> float:
+        """Stored bits per weight, everything counted."""
+        return 8 * self.nbytes / self.weights if self.weights else 0.0
 
 
 def inspect_file(path: str | Path) -> dict:
@@ -48,6 +71,24 @@ def layer_table(reader: Reader) -> list[dict]:
         rows.append({"name": key, "shape": list(weight.shape), "spec": spec_of(weight),
                      "bits": round(weight.bits, 4), "bytes": weight.nbytes})
     return rows
+
+
+def stored_tensors(reader: Reader) -> list[StoredTensor]:
+    """All tensors of a file in network order, coded or not; what belongs to no network last."""
+    coded, shapes, ours = frozenset(reader.coded_keys()), {}, []
+    for key in reader.keys():
+        entry = reader.entry(key)
+        if key.startswith("vq."):
+            kind = "table" if key.startswith(PREFIX) else "report"
+            ours.append(StoredTensor(key, kind, kind, "dense", tuple(entry.shape), entry.nbytes))
+        else:
+            shapes[key] = tuple(reader.layout(key).shape if key in coded else entry.shape)
+    rows = []
+    for layer in make_layers(shapes):
+        kind = reader.weight(layer.key).parts[0][2] if layer.key in coded else "dense"
+        rows.append(StoredTensor(layer.key, layer.component, layer.role, kind, layer.shape,
+                                 reader.entry(layer.key).nbytes))
+    return rows + ours
 
 
 def spec_of(weight) -> dict:

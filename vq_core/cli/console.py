@@ -6,7 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+from ..describe import size
 from ..progress import Progress
+
+__all__ = ["ConsoleProgress", "duration", "peak_rss_bytes", "progress", "size", "stopwatch", "write_json"]
 
 
 class ConsoleProgress:
@@ -45,15 +48,6 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-
-
-def size(nbytes: float) -> str:
-    """Decimal units, as file managers and model sites print them."""
-    for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit != "MB" else f"{nbytes:.1f} MB"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
 
 
 def write_json(path: str, data: dict) -> None:

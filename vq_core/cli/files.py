@@ -9,6 +9,7 @@ from . import console
 
 def run_inspect(args) -> int:
     """Print what a file holds: a short text, or JSON."""
+    from ..describe import describe
     from ..inspection import inspect_file
 
     info = inspect_file(args.file)
@@ -17,25 +18,6 @@ def run_inspect(args) -> int:
     else:
         print(describe(info))
     return 0
-
-
-def describe(info: dict) -> str:
-    """The short text of an inspected file."""
-    bits, layers = info["bits"], info["layers"]
-    lines = [f"{info['architecture']}, format {info['format_version']}, {console.size(info['file_bytes'])}",
-             f"bits a weight: coded layers {bits['coded']:.3f}, whole UNet {bits['unet']:.3f}, file {bits['file']:.3f}",
-             f"source: {info['source'].get('name')} (sha256 {str(info['source'].get('sha256'))[:16]}...)"]
-    counts: dict[str, list[int]] = {}
-    for layer in layers:
-        spec = layer["spec"]
-        rate = spec.get("bits") or f"{spec.get('num_codebooks')}x{spec.get('codebook_size')}/{spec.get('group')}"
-        counts.setdefault(f"{spec['kind']} {rate}", []).append(layer["bytes"])
-    lines += [f"  {len(sizes):4d} layers {name:18s} {console.size(sum(sizes))}" for name, sizes in counts.items()]
-    worst = sorted((x for x in layers if "relative_error" in x), key=lambda x: -x["relative_error"])[:5]
-    if worst:
-        lines.append("largest relative weight error (squared error over squared norm):")
-        lines += [f"  {layer['relative_error']:.4f}  {layer['name']}" for layer in worst]
-    return "\n".join(lines)
 
 
 def run_decompress(args) -> int:

@@ -1,0 +1,34 @@
+"""An inspected file in words: the text of `vqpack inspect` and of the node Inspect (VQ)."""
+from __future__ import annotations
+
+
+def describe(info: dict) -> str:
+    """The short text of what inspection.inspect_file found."""
+    bits, layers = info["bits"], info["layers"]
+    lines = [f"{info['architecture']}, format {info['format_version']}, {size(info['file_bytes'])}",
+             f"bits a weight: coded layers {bits['coded']:.3f}, whole UNet {bits['unet']:.3f}, file {bits['file']:.3f}",
+             f"source: {info['source'].get('name')} (sha256 {str(info['source'].get('sha256'))[:16]}...)"]
+    counts: dict[str, list[int]] = {}
+    for layer in layers:
+        counts.setdefault(spec_name(layer["spec"]), []).append(layer["bytes"])
+    lines += [f"  {len(sizes):4d} layers {name:18s} {size(sum(sizes))}" for name, sizes in counts.items()]
+    worst = sorted((x for x in layers if "relative_error" in x), key=lambda x: -x["relative_error"])[:5]
+    if worst:
+        lines.append("largest relative weight error (squared error over squared norm):")
+        lines += [f"  {layer['relative_error']:.4f}  {layer['name']}" for layer in worst]
+    return "\n".join(lines)
+
+
+def spec_name(spec: dict) -> str:
+    """`trellis 3`, `additive 2x256/8`"""
+    rate = spec.get("bits") or f"{spec.get('num_codebooks')}x{spec.get('codebook_size')}/{spec.get('group')}"
+    return f"{spec['kind']} {rate}"
+
+
+def size(nbytes: float) -> str:
+    """Decimal units, as file managers and model sites print them."""
+    for unit in ("bytes", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit != "MB" else f"{nbytes:.1f} MB"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
