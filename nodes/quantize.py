@@ -10,6 +10,47 @@ METHODS = ("trellis", "additive", "product", "palette", "uniform")
 TEXT_ENCODER_BITS = ("6", "8", "4", "16")
 
 
+def coding_inputs() -> list:
+    """How to code: what every node that quantizes asks for."""
+    return [
+        io.Float.Input("bits", default=3.0, min=1.0, max=8.0, step=0.5, round=0.5,
+                       tooltip="Bits per coded UNet weight. trellis: 1 to 4 in halves; additive and product: 1 to 4; "
+                               "palette and uniform: 1 to 8. The file needs a little more."),
+        io.Combo.Input("method", options=list(METHODS), default=METHODS[0],
+                       tooltip="How weights are coded. trellis is the most exact at every size; the others are simpler "
+                               "and there for comparison."),
+        io.Combo.Input("text_encoder_bits", options=list(TEXT_ENCODER_BITS), default=TEXT_ENCODER_BITS[0],
+                       tooltip="Bits per text encoder weight. 16 keeps the text encoders as they are."),
+    ]
+
+
+def file_name_output():
+    """What links to the loaders' file_name."""
+    return io.String.Output(display_name="file_name",
+                            tooltip="Name of the VQ file, for the file_name input of a VQ loader.")
+
+
+def code(source, output, bits: float, method: str, text_encoder_bits: str, shown: host.NodeProgress,
+         note: str = "") -> str:
+    """Quantize a path or an opened Source, with progress and the stop button -> name of the result for the loaders.
+
+    note: shown in the node below what came out.
+    """
+    from ..vq_core.errors import Interrupted
+    from ..vq_core.progress import Progress
+    from ..vq_core.quantize import quantize
+
+    try:
+        result = quantize(source, output, bits=bits, method=method, text_encoder_bits=int(text_encoder_bits),
+                          device=str(host.compute_device()), progress=Progress(shown, host.interrupted))
+    except Interrupted:
+        host.raise_if_interrupted()        # the host shows its own interruption as one, ours as an error
+        raise
+    size, rate = result.file_bytes / 1e9, result.bits["unet"]
+    shown.say(f"{result.path.name}\n{size:.2f} GB, {rate:.2f} bits per UNet weight\n{note}".strip())
+    return files.name_of(result.path)
+
+
 class VQQuantizeCheckpoint(io.ComfyNode):
     """Checkpoint file in, VQ file out; no model is loaded for it."""
 
@@ -25,20 +66,12 @@ class VQQuantizeCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input("checkpoint", options=files.source_files(),
                                tooltip="The SDXL checkpoint or diffusion model to compress. It is only read."),
-                io.Float.Input("bits", default=3.0, min=1.0, max=8.0, step=0.5, round=0.5,
-                               tooltip="Bits per coded UNet weight. trellis: 1 to 4 in halves; additive and product: "
-                                       "1 to 4; palette and uniform: 1 to 8. The file needs a little more."),
-                io.Combo.Input("method", options=list(METHODS), default=METHODS[0],
-                               tooltip="How weights are coded. trellis is the most exact at every size; the others are "
-                                       "simpler and there for comparison."),
-                io.Combo.Input("text_encoder_bits", options=list(TEXT_ENCODER_BITS), default=TEXT_ENCODER_BITS[0],
-                               tooltip="Bits per text encoder weight. 16 keeps the text encoders as they are."),
+                *coding_inputs(),
                 io.String.Input("name", default="",
                                 tooltip="File name of the result, perhaps with a subfolder. Empty: the checkpoint's "
                                         "name and the bits it came to."),
             ],
-            outputs=[io.String.Output(display_name="file_name",
-                                      tooltip="Name of the VQ file, for the file_name input of a VQ loader.")],
+            outputs=[file_name_output()],
             hidden=[io.Hidden.unique_id])
 
     @classmethod
@@ -49,19 +82,6 @@ class VQQuantizeCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint, bits, method, text_encoder_bits, name="") -> io.NodeOutput:
         """-> the file's name"""
-        from ..vq_core.errors import Interrupted
-        from ..vq_core.progress import Progress
-        from ..vq_core.quantize import quantize
-
         source = files.source_path(checkpoint)
-        shown = host.NodeProgress(cls.hidden.unique_id)
-        try:
-            result = quantize(source, files.output_path(source, name or ""), bits=bits, method=method,
-                              text_encoder_bits=int(text_encoder_bits), device=str(host.compute_device()),
-                              progress=Progress(shown, host.interrupted))
-        except Interrupted:
-            host.raise_if_interrupted()    # the host shows its own interruption as one, ours as an error
-            raise
-        size, rate = result.file_bytes / 1e9, result.bits["unet"]
-        shown.say(f"{result.path.name}\n{size:.2f} GB, {rate:.2f} bits per UNet weight")
-        return io.NodeOutput(files.name_of(result.path))
+        return io.NodeOutput(code(source, files.output_path(source, name or ""), bits, method, text_encoder_bits,
+                                  host.NodeProgress(cls.hidden.unique_id)))

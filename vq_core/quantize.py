@@ -1,4 +1,4 @@
-"""quantize: a checkpoint (or a model in memory) in, one small file out. Streams one layer at a time; an interrupted run resumes."""
+"""quantize: a checkpoint or a model in memory in, one small file out. One layer at a time; a stopped run resumes."""
 from __future__ import annotations
 
 import hashlib
@@ -135,7 +135,8 @@ class _Job:
         writer = Writer(path, overwrite, self.fingerprint, self._expected_bytes(items))
         try:
             layers, stored = self._code_all(items, writer)
-            file_bytes, metadata = self._settle(writer, layers, stored)
+            file_bytes, metadata = settle(writer, [asdict(layer) for layer in layers], stored,
+                                          lambda bits: self._metadata(layers, bits))
             bits = json.loads(metadata["vqpack.bits"])
             if name is None:
                 writer.rename(output_name(folder, self.source.stem, bits["unet"]))
@@ -210,31 +211,39 @@ class _Job:
                             coded.relative_error)
         return weight.blob, {"layer": asdict(layer), "tables": list(coded.tables)}
 
-    def _settle(self, writer: Writer, layers: list[LayerResult], stored: list[Stored]) -> tuple[int, dict]:
-        """Report and metadata; the file's size stands in its own header, so count until the numbers hold still."""
-        if REPORT_KEY not in writer:
-            writer.add(REPORT_KEY, pack_report({"layers": [asdict(layer) for layer in layers]}))
-        file_bytes, metadata = 0, {}
-        for _ in range(8):
-            metadata = self._metadata(layers, count_bits(stored, file_bytes))
-            size = writer.file_bytes(metadata)
-            if size == file_bytes:
-                break
-            file_bytes = size
-        return file_bytes, metadata
-
     def _metadata(self, layers: list[LayerResult], bits: dict) -> dict[str, str]:
-        carried = {key: value for key, value in self.source.metadata.items() if key.startswith("modelspec.")
-                   and key not in PRIVATE_MODELSPEC and len(value) <= MAX_MODELSPEC}
-        keymap = stored_keymap(self.source)
         weights = sum(prod(layer.shape) for layer in layers)
         mean = sum(prod(layer.shape) * layer.relative_error for layer in layers) / weights if weights else 0.0
         summary = {"coded_layers": len(layers), "mean_relative_error": round(mean, 8)}
-        return {**carried, **({KEYMAP_KEY: keymap.to_json()} if keymap else {}),
-                "vqpack.tool": f"vqpack {__version__}", "vqpack.architecture": self.source.architecture,
-                "vqpack.bits": dump(bits), "vqpack.source": dump(self.identity),
-                "vqpack.plan": dump(self.plan.to_json()), "vqpack.settings": dump(self.settings),
-                "vqpack.summary": dump(summary)}
+        return {**common_metadata(self.source, self.source.metadata), "vqpack.bits": dump(bits),
+                "vqpack.source": dump(self.identity), "vqpack.plan": dump(self.plan.to_json()),
+                "vqpack.settings": dump(self.settings), "vqpack.summary": dump(summary)}
+
+
+def settle(writer: Writer, rows: list[dict], stored: list[Stored], metadata_of) -> tuple[int, dict[str, str]]:
+    """Add the report -> (file's bytes, metadata). The size stands in the header: count until the numbers hold still.
+
+    rows: of the report, one per coded layer; metadata_of(bits) -> the header's metadata for these averages.
+    """
+    if REPORT_KEY not in writer:
+        writer.add(REPORT_KEY, pack_report({"layers": rows}))
+    file_bytes, metadata = 0, {}
+    for _ in range(8):
+        metadata = metadata_of(count_bits(stored, file_bytes))
+        size = writer.file_bytes(metadata)
+        if size == file_bytes:
+            break
+        file_bytes = size
+    return file_bytes, metadata
+
+
+def common_metadata(source: Source, carried: dict[str, str]) -> dict[str, str]:
+    """What every file's header has: tool, architecture, key map and what is carried over of its origin's modelspec."""
+    keymap = stored_keymap(source)
+    kept = {key: value for key, value in carried.items() if key.startswith("modelspec.")
+            and key not in PRIVATE_MODELSPEC and len(value) <= MAX_MODELSPEC}
+    return {**kept, **({KEYMAP_KEY: keymap.to_json()} if keymap else {}),
+            "vqpack.tool": f"vqpack {__version__}", "vqpack.architecture": source.architecture}
 
 
 def fingerprint(identity: dict, plan: dict, settings: dict, version: str) -> str:

@@ -1,0 +1,45 @@
+"""The node that makes a VQ file of what is in the graph: Quantize Model (VQ)."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import host
+from .quantize import code, coding_inputs, file_name_output
+from .schema import make_schema
+
+
+class VQQuantizeModel(io.ComfyNode):
+    """MODEL, CLIP and VAE in, with their LoRA and merges; VQ file out."""
+
+    @classmethod
+    def define_schema(cls):
+        """Frozen: ids and order of inputs and outputs are only ever added to."""
+        return make_schema(
+            node_id="VQQuantizeModel", display_name="Quantize Model (VQ)", category="vqpack/quantize",
+            description="Compresses the model in the graph with its LoRA and merges applied, layer by layer, without a "
+                        "full-size file in between. The model itself is not changed. The result goes to the folder "
+                        "vq_checkpoints; the same run again finds it there.",
+            search_aliases=["quantize merge", "compress model", "bake LoRA", "save merged checkpoint", "GGUF", "small"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="An SDXL model, with LoRA and merges as they are here."),
+                io.Clip.Input("clip", optional=True,
+                              tooltip="Text encoders, with their LoRA. Without them the file holds none."),
+                io.Vae.Input("vae", optional=True, tooltip="The VAE, kept as it is. Without it the file holds none."),
+                *coding_inputs(),
+                io.String.Input("name", default="",
+                                tooltip="File name of the result, perhaps with a subfolder. Empty: the name of the "
+                                        "model's own file and the bits it came to."),
+            ],
+            outputs=[file_name_output()],
+            hidden=[io.Hidden.unique_id])
+
+    @classmethod
+    def execute(cls, model, bits, method, text_encoder_bits, name="", clip=None, vae=None) -> io.NodeOutput:
+        """-> the file's name"""
+        from .live import live, output_path, say_left_out
+
+        graph, output = live(model, clip, vae), output_path(model, name or "")
+        shown, note = host.NodeProgress(cls.hidden.unique_id), say_left_out(model, clip)
+        source = graph.source(model, output if output.is_dir() else output.parent)
+        return io.NodeOutput(code(source, output, bits, method, text_encoder_bits, shown, note))
