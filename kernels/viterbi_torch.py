@@ -72,8 +72,11 @@ def _trace_back(state: torch.Tensor, back: torch.Tensor, step_bits: int) -> torc
     """Final states int64 [sequences] and pointers uint8 [steps, groups, sequences] -> codes [sequences, steps]."""
     steps, groups, sequences = back.shape
     states = torch.empty(steps, sequences, dtype=torch.int64, device=back.device)
-    for t in range(steps - 1, -1, -1):
-        states[t] = state
-        state = state >> step_bits
-        state = torch.add(state, back[t].gather(0, state[None])[0], alpha=groups)
+    states[-1] = state
+    group, pointer = torch.empty_like(state)[None], back.new_empty(1, sequences)
+    rows, pointers = states[:, None].unbind(), back.unbind()
+    for t in range(steps - 1, 0, -1):
+        torch.bitwise_right_shift(rows[t], step_bits, out=group)
+        torch.gather(pointers[t], 0, group, out=pointer)
+        torch.add(group, pointer, alpha=groups, out=rows[t - 1])
     return (states & ((1 << step_bits) - 1)).to(torch.uint8).t().contiguous()
