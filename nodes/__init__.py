@@ -10,8 +10,13 @@ class VQExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
         from . import files
+        from .decompress import VQDecompressCheckpoint
+        from .inspect import VQInspect
         from .loaders import VQCheckpointLoader, VQDiffusionModelLoader
         from .quantize import VQQuantizeCheckpoint
+        from .quantize_model import VQQuantizeModel
+        from .save import VQSaveCheckpoint
 
         files.register_folders()
-        return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint]
+        return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
+                VQDecompressCheckpoint, VQInspect]

@@ -36,10 +36,12 @@ def code(source, output, bits: float, method: str, text_encoder_bits: str, shown
 
     note: shown in the node below what came out.
     """
+    from ..vq_core.device_memory import CODING_BYTES
     from ..vq_core.errors import Interrupted
     from ..vq_core.progress import Progress
     from ..vq_core.quantize import quantize
 
+    host.make_room(CODING_BYTES, host.compute_device())
     try:
         result = quantize(source, output, bits=bits, method=method, text_encoder_bits=int(text_encoder_bits),
                           device=str(host.compute_device()), progress=Progress(shown, host.interrupted))
@@ -47,7 +49,7 @@ def code(source, output, bits: float, method: str, text_encoder_bits: str, shown
         host.raise_if_interrupted()        # the host shows its own interruption as one, ours as an error
         raise
     size, rate = result.file_bytes / 1e9, result.bits["unet"]
-    shown.say(f"{result.path.name}\n{size:.2f} GB, {rate:.2f} bits per UNet weight\n{note}".strip())
+    shown.say(f"{result.path.name}\n{size:.2f} GB, {rate:.2f} bits per UNet weight\n{result.fallbacks}\n{note}".strip())
     return files.name_of(result.path)
 
 

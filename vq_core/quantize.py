@@ -14,6 +14,7 @@ import torch
 from .arch import layers as arch_layers
 from .bits import Stored, count_bits
 from .container import Writer, output_name
+from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed
 from .errors import PlanError
 from .file_names import SUFFIX, safe_stem
@@ -25,7 +26,7 @@ from .source import Source, open_source
 from .tables import table_by_id, table_bytes, table_key
 from .text_encoders import Item, stored_items, stored_keymap
 from .version import __version__
-from .workers import Stoppable, in_order, worker_count
+from .workers import Stoppable, as_done, worker_count
 
 MAX_MODELSPEC = 16384                      # longer values (thumbnails) would not fit the 1 MB header
 # Time of one weight beside a trellis weight's at window 12 (1.4 M weights/s a core with numba, palette 10, copies 200).
@@ -57,6 +58,7 @@ class QuantizeResult:
     seconds: float
     layers: list[LayerResult] = field(default_factory=list)
     already_there: bool = False
+    fallbacks: Fallbacks = field(default_factory=Fallbacks)
 
 
 def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trellis", plan: Plan | None = None,
@@ -114,6 +116,7 @@ class _Job:
 
     def __init__(self, source: Source, plan: Plan, parts: list[str], seed: int, device: str, progress: Progress):
         self.source, self.plan, self.device, self.progress = source, plan, device, progress
+        self.fallbacks = Fallbacks()
         self.settings = {"parts": parts, "seed": seed}
         self.identity = source.identity(progress)
         self.fingerprint = fingerprint(self.identity, plan.to_json(), self.settings, __version__)
@@ -146,7 +149,7 @@ class _Job:
         finally:
             writer.abort(keep_spool=True)
         return QuantizeResult(path, self.source.architecture, bits, file_bytes, self.identity,
-                              time.monotonic() - started, layers)
+                              time.monotonic() - started, layers, fallbacks=self.fallbacks)
 
     def _expected_bytes(self, items: list[Item]) -> int:
         """Rough size of the result, for the check of free space."""
@@ -161,7 +164,7 @@ class _Job:
         todo = [item for item in items if item.layer.key not in writer]
         self._announce(todo)
         stoppable = Stoppable(self.progress)
-        results = in_order(lambda item: self._code(item, stoppable), todo, worker_count(self.device), stoppable)
+        results = as_done(lambda item: self._code(item, stoppable), todo, worker_count(self.device), stoppable)
         with closing(results):
             for item, (weight, note) in results:
                 add = writer.add if note is None else writer.add_blob
@@ -203,9 +206,13 @@ class _Job:
         key, spec = item.layer.key, self.plan.spec_for(item.layer)
         if spec.kind == "dense":
             return item.load(self.source), None
-        coded = encode_weight(item.load_float(self.source), spec, key=key, device=self.device,
-                              source_dtype=self.source.dtype(item.source_key), splits=item.layer.splits,
-                              seed=self.settings["seed"], progress=stoppable)
+        loaded = item.load_float(self.source)
+
+        def encode(device: str, **options):
+            return encode_weight(loaded, spec, key=key, device=device, source_dtype=self.source.dtype(item.source_key),
+                                 splits=item.layer.splits, seed=self.settings["seed"], progress=stoppable, **options)
+
+        coded = with_less_memory(encode, spec.kind, self.device, self.fallbacks)
         weight = coded.weight
         layer = LayerResult(key, list(weight.shape), spec_of(weight), round(weight.bits, 4), weight.nbytes,
                             coded.relative_error)

@@ -60,11 +60,12 @@ class _Code:
 
 def encode_trellis(matrix: torch.Tensor, spec: TrellisSpec, *, channels: int, taps: int = 1, seed: int = 0,
                    device: torch.device | str | None = None, progress: Progress | None = None,
-                   backend: str | None = None) -> TrellisPart:
+                   backend: str | None = None, shrink: int = 1) -> TrellisPart:
     """Code matrix float32 [out_features, taps * channels]; rows of zeros decode to exact zeros.
 
-    Same codes from every backend, batch size and number of threads. Raises PlanError where the wished rotation does
-    not divide the channels. Source: QTIP (arXiv 2406.11235), section 3, for the bitshift trellis.
+    Same codes from every backend, batch size and number of threads. shrink: batches so many times smaller. Raises
+    PlanError where the wished rotation does not divide the channels. Source: QTIP (arXiv
+    2406.11235), section 3, for the bitshift trellis.
     """
     device = torch.device(device if device is not None else "cpu")
     matrix = matrix.to(device, torch.float32)
@@ -74,9 +75,9 @@ def encode_trellis(matrix: torch.Tensor, spec: TrellisSpec, *, channels: int, ta
     block = _choose_rotation(matrix, rms, spec, channels, sign, backend)
     chain = chain_columns(*matrix.shape, code)
     words, sums = [], []
-    for start, stop in _chunks(matrix.shape, max(chain, block), _batch(device)):
+    for start, stop in _chunks(matrix.shape, max(chain, block), _batch(device, shrink)):
         targets = _targets(matrix[:, start:stop], rms, block, sign[start:stop])               # [columns, out_features]
-        steps, decoded = _code_columns(targets, rms > 0, code, chain, progress)
+        steps, decoded = _code_columns(targets, rms > 0, code, chain, progress, shrink)
         words.append(pack_trellis(steps, code.step_bits).cpu())                               # [units, B, columns]
         sums.append(torch.stack([(targets * decoded).sum(0), decoded.square().sum(0)]))       # [2, out_features]
     dot, energy = torch.stack(sums).double().sum(0)
@@ -101,9 +102,9 @@ def _make_code(spec: TrellisSpec, window: int, backend: str | None) -> _Code:
     return _Code(table, step, spec.step_bits, backend)
 
 
-def _batch(device: torch.device) -> int:
+def _batch(device: torch.device, shrink: int = 1) -> int:
     """Weights coded between two looks at the user's wish to stop."""
-    return BATCH_WEIGHTS if device.type == "cpu" else GPU_BATCH * BATCH_WEIGHTS
+    return (BATCH_WEIGHTS if device.type == "cpu" else GPU_BATCH * BATCH_WEIGHTS) // shrink
 
 
 def _chunks(shape: tuple[int, int], multiple: int, weights: int) -> Iterator[tuple[int, int]]:
@@ -122,7 +123,7 @@ def _targets(columns: torch.Tensor, rms: torch.Tensor, block: int, sign: torch.T
 
 
 def _code_columns(targets: torch.Tensor, live: torch.Tensor, code: _Code, chain: int,
-                  progress: Progress | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+                  progress: Progress | None = None, shrink: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Code float32 [columns, out_features] -> (step codes uint8 [padded steps, columns], decoded, like targets).
 
     live: bool [out_features], False for rows of zeros, whose steps cost nothing.
@@ -136,7 +137,7 @@ def _code_columns(targets: torch.Tensor, live: torch.Tensor, code: _Code, chain:
     mask[:rows] = live
     codes = torch.empty(columns, steps, dtype=torch.uint8, device=device)
     decoded = torch.empty(columns, steps * vector, device=device)
-    for start, stop, length in _batches(columns, chain, max(1, _batch(device) // (chain * rows))):
+    for start, stop, length in _batches(columns, chain, max(1, _batch(device, shrink) // (chain * rows))):
         if progress is not None:
             progress.check()
         sequences = x[start:stop].view(-1, length * steps, vector)
