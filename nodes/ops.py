@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from . import host
 from .guards import Guarded
 from .layout import decode, is_coded, plain, unwrap
+from .stored import stored
 
 _DECODED_ROWS = 512                        # more distinct ids than this, and decoding the whole table is cheaper
 
@@ -46,8 +47,8 @@ class Coded(Guarded):
         # A coded tensor must never get out: safetensors would write memory that does not belong to it.
         for name, value in self._parameters.items():
             if value is not None:
-                stored = value._qdata if is_coded(value) else value
-                destination[prefix + name] = stored if keep_vars else stored.detach()
+                shown = stored(value._qdata) if is_coded(value) else value
+                destination[prefix + name] = shown if keep_vars else shown.detach()
 
     def _apply(self, fn, recurse=True):
         # Hosts move models before they load them, and torch cannot move `meta`. Assigning, where torch would swap the

@@ -65,8 +65,8 @@ def test_decode_scratch_is_in_the_estimate(memory):
     assert memory["scratch"] >= memory["largest"]
 
 
-def test_state_dicts_hold_plain_tensors_under_the_weights_own_keys(saving):
-    assert saving["types"] == ["Tensor"] and saving["keys"]
+def test_state_dicts_hold_stored_bytes_under_the_weights_own_keys(saving):
+    assert saving["types"] == ["StoredWeight", "Tensor"] and saving["keys"]
 
 
 def test_stock_saving_writes_a_checkpoint_the_stock_loader_opens(saving):
