@@ -1,4 +1,4 @@
-"""Layers coded side by side: one thread a core, each computing alone, results handed back in order.
+"""Layers coded side by side: one thread a core, each computing alone, results handed back as they come.
 
 Two layers on one thread each finish sooner than two layers one after the other on two threads: nobody waits at the end
 of every tensor operation. The results are the same.
@@ -6,9 +6,9 @@ of every tensor operation. The results are the same.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 
 import torch
 
@@ -40,25 +40,25 @@ def worker_count(device: str) -> int:
     return min(MOST_WORKERS, torch.get_num_threads()) if torch.device(device).type == "cpu" else 1
 
 
-def in_order(work: Callable, items: Iterable, workers: int, stoppable: Stoppable) -> Iterator[tuple]:
-    """Yield (item, work(item)) in the order of items, at most `workers` + 1 of them computed ahead.
+def as_done(work: Callable, items: Iterable, workers: int, stoppable: Stoppable) -> Iterator[tuple]:
+    """Yield (item, work(item)) as they are done, in any order; at most one finished result waits for each worker.
 
+    In the order of the items, a layer of 29 M weights made the other thread wait for it: a fourth of all time was lost.
     An error of any item, or of the caller between two items, stops the others at their next check.
     """
     if workers < 2:
         yield from ((item, work(item)) for item in items)
         return
-    threads, ahead = torch.get_num_threads(), deque()
+    threads, running, items = torch.get_num_threads(), {}, iter(items)
     pool = ThreadPoolExecutor(workers, "vqpack", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        for item in items:
-            ahead.append((item, pool.submit(work, item)))
-            if len(ahead) > workers:
-                first, result = ahead.popleft()
-                yield first, result.result()
-        while ahead:
-            first, result = ahead.popleft()
-            yield first, result.result()
+        while True:
+            for item in islice(items, 2 * workers - len(running)):
+                running[pool.submit(work, item)] = item
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            yield from ((running.pop(future), future.result()) for future in done)
     except BaseException:
         stoppable.stopped.set()
         raise

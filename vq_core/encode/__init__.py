@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ..record import build_blob, parse_blob, read_layout
 from ..spec import Spec
 from ..tables import table_by_id
 from ..weight import CodedWeight
-from ..workers import Stoppable, in_order
+from ..workers import Stoppable, as_done
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,20 @@ def _square_sum(values: torch.Tensor) -> float:
     return float(np.square(values.numpy()).sum(dtype=np.float64))
 
 
-def estimate_speed(spec: Spec, device: str, workers: int, rows: int = 1280, cols: int = 256) -> float | None:
-    """Weights per second this machine codes with a spec, measured on one small matrix a worker; None for dense."""
+def estimate_speed(spec: Spec, device: str, workers: int) -> float | None:
+    """Weights per second this machine codes with a spec, all workers at once; None for dense.
+
+    Measured on matrices of 1280 rows, wider ones until they take a second: on narrow ones much of the time is overhead.
+    """
     if spec.kind == "dense":
         return None
-    matrix = torch.randn(rows, cols, generator=torch.Generator().manual_seed(0))    # [rows, cols]
-    encode = encoder_for(spec.kind)
-    encode(matrix[:, :32].contiguous(), spec, channels=32, taps=1, device=device)   # compiles what has to be
-    started = time.monotonic()
-    done = list(in_order(lambda _: encode(matrix, spec, channels=cols, taps=1, device=device), range(workers), workers,
-                         Stoppable(Progress())))
-    return len(done) * matrix.numel() / max(time.monotonic() - started, 1e-6)
+    encode, rows, seconds = encoder_for(spec.kind), 1280, 0.0
+    matrix = torch.randn(rows, 1024, generator=torch.Generator().manual_seed(0))    # [rows, most columns]
+    for cols in (32, 256, 1024):                     # the first compiles what has to be
+        part, started = matrix[:, :cols].contiguous(), time.monotonic()
+        job = partial(encode, part, spec, channels=cols, taps=1, device=device)
+        list(as_done(lambda _, job=job: job(), range(workers), workers, Stoppable(Progress())))
+        seconds = max(time.monotonic() - started, 1e-6)
+        if cols > 32 and seconds > 1:
+            break
+    return workers * part.numel() / seconds
