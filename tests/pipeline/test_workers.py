@@ -33,11 +33,13 @@ def test_a_slow_item_holds_up_no_other():
 
 
 def test_an_error_stops_the_other_workers():
-    stoppable, stopped = Stoppable(Progress()), threading.Event()
+    stoppable, started, stopped = Stoppable(Progress()), threading.Event(), threading.Event()
 
     def work(item):
         if item == 0:
+            started.wait(20)
             raise ValueError("layer 0")
+        started.set()
         for _ in range(2000):
             try:
                 stoppable.check()
