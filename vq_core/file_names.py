@@ -8,7 +8,7 @@ from pathlib import Path
 
 SUFFIX = ".safetensors"
 _MAX_BYTES = 200                           # file systems allow 255; `.part`, `.spool` and a number must still fit
-_RESERVED = re.compile(r"^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", re.IGNORECASE)
+_RESERVED = re.compile(r"^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\.|$)", re.IGNORECASE)
 
 
 def output_name(folder: str | os.PathLike, model: str, unet_bits: float) -> Path:

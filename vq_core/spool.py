@@ -134,17 +134,18 @@ def _entry(value) -> Spooled | None:
         return None
 
 
-def sweep_abandoned(folder: Path) -> list[str]:
+def sweep_abandoned(folder: Path, keep: Path) -> list[str]:
     """Delete spools of runs that nobody will go on with -> their names.
 
     Only files that are ours (a journal of this program lies beside them), that no living run holds and that were not
-    written to for ABANDONED_DAYS; with each its journal and `.part`. What cannot be deleted is left.
+    written to for ABANDONED_DAYS; with each its journal and `.part`. What cannot be deleted is left, and `keep` is the
+    caller's own.
     """
     swept = []
     for path in sorted(folder.glob("*.safetensors*.spool")):
         journal = _journal_of(path)
         try:
-            if is_abandoned(path, journal) and _is_ours(journal):
+            if path != keep and is_abandoned(path, journal) and _is_ours(journal):
                 sweep(path, _remove)
                 swept += [] if path.exists() else [path.name]
         except OSError:

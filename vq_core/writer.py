@@ -50,7 +50,7 @@ class Writer:
         self._part = self._spool.path.with_suffix(".part")
         try:
             self._part.unlink(missing_ok=True)
-            sweep_abandoned(self.path.parent)
+            sweep_abandoned(self.path.parent, keep=self._spool.path)
             check_space(self.path.parent, 2 * expected_bytes - self._spool.end, _TWICE)
         except BaseException:
             self.abort(keep_spool=True)
