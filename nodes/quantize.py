@@ -49,7 +49,8 @@ def code(source, output, bits: float, method: str, text_encoder_bits: str, shown
         host.raise_if_interrupted()        # the host shows its own interruption as one, ours as an error
         raise
     size, rate = result.file_bytes / 1e9, result.bits["unet"]
-    shown.say(f"{result.path.name}\n{size:.2f} GB, {rate:.2f} bits per UNet weight\n{result.fallbacks}\n{note}".strip())
+    lines = (result.path.name, f"{size:.2f} GB, {rate:.2f} bits per UNet weight", str(result.fallbacks), note)
+    shown.say("\n".join(line for line in lines if line))
     return files.name_of(result.path)
 
 
@@ -78,12 +79,15 @@ class VQQuantizeCheckpoint(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, bits, method, text_encoder_bits, name=""):
-        """Run again when the source changed: path, time and size."""
-        return files.stamp(files.source_path(checkpoint))
+        """Run again when the source changed (path, time and size), or when the result is gone."""
+        inputs = [*files.stamp(files.source_path(checkpoint)), bits, method, text_encoder_bits, name]
+        return [*inputs, files.lost_results(inputs)]
 
     @classmethod
     def execute(cls, checkpoint, bits, method, text_encoder_bits, name="") -> io.NodeOutput:
         """-> the file's name"""
         source = files.source_path(checkpoint)
-        return io.NodeOutput(code(source, files.output_path(source, name or ""), bits, method, text_encoder_bits,
-                                  host.NodeProgress(cls.hidden.unique_id)))
+        made = code(source, files.output_path(source, name or ""), bits, method, text_encoder_bits,
+                    host.NodeProgress(cls.hidden.unique_id))
+        files.remember_result([*files.stamp(source), bits, method, text_encoder_bits, name], files.vq_path(made))
+        return io.NodeOutput(made)

@@ -45,6 +45,14 @@ def load(file: str, link: list | None = None) -> dict:
     return {"class_type": "VQCheckpointLoader", "inputs": {**inputs, "file_name": link} if link else inputs}
 
 
+def decompress(file: str, name: str = "", dtype: str = "source") -> dict:
+    return {"class_type": "VQDecompressCheckpoint", "inputs": {"file": file, "dtype": dtype, "name": name}}
+
+
+def inspect(file: str, link: list | None = None) -> dict:
+    return {"class_type": "VQInspect", "inputs": {"file": file, **({"file_name": link} if link else {})}}
+
+
 def sampled(loader: dict, **more: dict) -> dict:
     sampler = {"model": ["load", 0], "positive": ["cond", 0], "negative": ["cond", 0], "latent_image": ["empty", 0],
                "seed": 1, "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
@@ -73,7 +81,8 @@ class Browser:
     async def run(self, prompt: dict, stop_at: bytes | None = None) -> dict:
         """Queue a prompt -> {"end", "message", "nodes": {node: progress values}, "texts"}; stop_at: interrupt when
         a node's text begins with this."""
-        out = {"end": "", "message": "", "nodes": {}, "texts": 0, "executed": []}
+        out = {"end": "", "message": "", "nodes": {}, "texts": 0, "executed": [],
+               "shown": {}}
         async with self._session.ws_connect(self._url + "/ws?clientId=test", max_msg_size=0) as socket_:
             answer = await self.post("/prompt", {"prompt": prompt, "client_id": "test"})
             if "prompt_id" not in answer:
@@ -93,13 +102,15 @@ class Browser:
                     out["nodes"].setdefault(data["node"], []).append(data["value"])
                 if event["type"] == "executing" and data.get("node"):
                     out["executed"].append(data["node"])
+                if event["type"] == "executed" and data.get("output"):
+                    out["shown"][data["node"]] = data["output"]
                 if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
                     return {**out, "end": event["type"], "message": data.get("exception_message", "")}
         return {**out, "end": "timeout"}
 
 
-def files() -> list[str]:
-    return sorted(str(p.relative_to(VQ_FOLDER)) for p in VQ_FOLDER.rglob("*") if p.is_file())
+def files(folder: Path = VQ_FOLDER) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def seen(info: dict, node: str, widget: str):
@@ -134,8 +145,58 @@ async def story(url: str) -> dict:
         found["gone"] = await browser.run(sampled(load("gone.safetensors")))
         (VQ_FOLDER / "bad.safetensors").write_bytes((VQ_FOLDER / "made.safetensors").read_bytes()[:1_000_000])
         found["damaged"] = await browser.run(sampled(load("bad.safetensors")))
+        found.update(await of_files(browser))
         found["alive"] = (await browser.run(sampled(load("made.safetensors"))))["end"]
     return found
+
+
+async def of_files(browser: Browser) -> dict:
+    """Decompress and Inspect, and what goes wrong with files."""
+    found, checkpoints = {}, BASE / "models" / "checkpoints"
+    prompt = {"un": decompress("made.safetensors")}
+    found["decompressed"] = await browser.run(prompt)
+    found["checkpoints"] = files(checkpoints)
+    found["decompressed_again"] = (await browser.run(prompt))["executed"]
+    result = checkpoints / "made-decompressed.safetensors"
+    before = result.stat().st_mtime_ns
+    found["decompressed_as_named"] = await browser.run({"un": decompress("made.safetensors", "sub/own", "bf16")})
+    found["stock"] = await browser.run(sampled({"class_type": "CheckpointLoaderSimple",
+                                                "inputs": {"ckpt_name": result.name}}))
+    found["there"] = await browser.run({"un": decompress("made.safetensors", result.name)})       # another node input
+    found["kept"] = result.stat().st_mtime_ns == before
+    result.unlink()
+    found["made_again"] = (await browser.run(prompt))["executed"]
+    found["checkpoints_after"] = files(checkpoints)
+    found["stopped_decompress"] = await browser.run({"un": decompress("made.safetensors", "stop", "fp32")},
+                                                    stop_at=b"decompress")
+    found["checkpoints_after_stop"] = files(checkpoints)
+    found["inspected"] = await browser.run({"look": inspect("made.safetensors")})
+    found["two_loaders"] = await browser.run(two_loaders("made.safetensors"))
+    newer = (VQ_FOLDER / "made.safetensors").read_bytes().replace(b'"vqpack.version":"1"', b'"vqpack.version":"9"', 1)
+    (VQ_FOLDER / "newer.safetensors").write_bytes(newer)
+    (VQ_FOLDER / "blocked").write_bytes(b"")
+    (checkpoints / "blocked").write_bytes(b"")
+    found["newer"] = await browser.run(sampled(load("newer.safetensors")))
+    found["newer_inspected"] = await browser.run({"look": inspect("newer.safetensors")})
+    found["newer_decompressed"] = await browser.run({"un": decompress("newer.safetensors")})
+    found["damaged_inspected"] = await browser.run({"look": inspect("bad.safetensors")})
+    found["damaged_decompressed"] = await browser.run({"un": decompress("bad.safetensors")})
+    found["not_ours"] = await browser.run({"un": decompress("made.safetensors"), "look": inspect("?", ["un", 0])})
+    found["blocked"] = await browser.run({"make": quantize("palette", 3.0, "blocked/x")})
+    found["blocked_decompress"] = await browser.run({"un": decompress("made.safetensors", "blocked/x")})
+    (VQ_FOLDER / "made.safetensors").rename(VQ_FOLDER / "away")
+    found["deleted"] = await browser.run({"look": inspect("made.safetensors")})
+    (VQ_FOLDER / "away").rename(VQ_FOLDER / "made.safetensors")
+    return found
+
+
+def two_loaders(file: str) -> dict:
+    prompt = sampled(load(file))
+    other = sampled({"class_type": "VQDiffusionModelLoader", "inputs": {"file": file, "memory_mode": "decoded"}})
+    return {**prompt, "load2": other["load"],
+            "sample2": {**other["sample"], "inputs": {**other["sample"]["inputs"], "model": ["load2", 0]}},
+            "decode2": {**other["decode"], "inputs": {"samples": ["sample2", 0], "vae": ["load", 2]}},
+            "save2": {**other["save"], "inputs": {"images": ["decode2", 0], "filename_prefix": "two"}}}
 
 
 async def wait_until_up(browser: Browser) -> None:

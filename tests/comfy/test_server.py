@@ -57,11 +57,15 @@ def test_nodes_are_there_with_their_frozen_inputs(found):
     assert not found["import_failed"]
     assert found["nodes"] == {"VQCheckpointLoader": "Load Checkpoint (VQ)",
                               "VQDiffusionModelLoader": "Load Diffusion Model (VQ)",
-                              "VQQuantizeCheckpoint": "Quantize Checkpoint (VQ)"}
+                              "VQQuantizeCheckpoint": "Quantize Checkpoint (VQ)",
+                              "VQQuantizeModel": "Quantize Model (VQ)", "VQSaveCheckpoint": "Save Checkpoint (VQ)",
+                              "VQDecompressCheckpoint": "Decompress Checkpoint (VQ)", "VQInspect": "Inspect (VQ)"}
     loader = {"required": ["file", "memory_mode"], "optional": ["file_name"]}
     assert found["inputs"]["VQCheckpointLoader"] == found["inputs"]["VQDiffusionModelLoader"] == loader
     made = found["inputs"]["VQQuantizeCheckpoint"]
     assert made["required"] == ["checkpoint", "bits", "method", "text_encoder_bits", "name"]
+    for node, required in (("VQDecompressCheckpoint", ["file", "dtype", "name"]), ("VQInspect", ["file"])):
+        assert found["inputs"][node]["required"] == required and found["inputs"][node]["optional"] == ["file_name"]
     assert found["tooltips"]
 
 
@@ -69,6 +73,7 @@ def test_quantize_load_and_sample_in_one_prompt(found):
     assert found["first"]["end"] == "execution_success", found["first"]
     values = found["first"]["nodes"]["make"]
     assert len(values) > 5 and max(values) == 1000 and found["first"]["texts"] > 5
+    assert values == sorted(values)                     # one bar for all stages
     assert found["files"] == ["made.safetensors"]
 
 
@@ -90,10 +95,48 @@ def test_interrupting_leaves_nothing_half_written(found):
 
 
 @pytest.mark.parametrize(("case", "words"), [("outside", "must stay inside"), ("no_such_rate", "trellis bits"),
-                                             ("gone", "gone.safetensors"), ("damaged", "truncated")])
+                                             ("gone", "gone.safetensors"), ("damaged", "truncated"),
+                                             ("newer", "version '9'"), ("newer_inspected", "version 9"),
+                                             ("newer_decompressed", "version '9'"), ("damaged_inspected", "truncated"),
+                                             ("damaged_decompressed", "truncated"), ("not_ours", "not a VQ file"),
+                                             ("blocked", "cannot make the folder"),
+                                             ("blocked_decompress", "cannot make the folder"),
+                                             ("deleted", "made.safetensors")])
 def test_one_sentence_in_the_node_and_a_living_server(found, case, words):
     assert found[case]["end"] in ("execution_error", "refused")
     message = found[case]["message"]
     assert words in message, message
     assert found[case]["end"] == "refused" or "\n" not in message.strip()
     assert found["alive"] == "execution_success"
+
+
+def test_decompress_writes_what_the_stock_loader_opens(found):
+    assert found["decompressed"]["end"] == "execution_success", found["decompressed"]
+    assert found["checkpoints"] == ["made-decompressed.safetensors", "tiny.safetensors"]
+    values = found["decompressed"]["nodes"]["un"]
+    assert values == sorted(values) and values[-1] == 1000
+    assert found["stock"]["end"] == "execution_success", found["stock"]
+    assert found["decompressed_as_named"]["end"] == "execution_success"
+    assert "sub/own.safetensors" in found["checkpoints_after"]
+
+
+def test_the_same_decompression_is_not_done_twice(found):
+    assert found["decompressed_again"] == []
+    assert found["there"]["end"] == "execution_success" and found["kept"]
+    assert found["made_again"] == ["un"] and "made-decompressed.safetensors" in found["checkpoints_after"]
+    assert not any("-2" in name for name in found["checkpoints_after"])
+
+
+def test_interrupting_decompress_leaves_nothing(found):
+    assert found["stopped_decompress"]["end"] == "execution_interrupted", found["stopped_decompress"]
+    assert found["checkpoints_after_stop"] == found["checkpoints_after"]
+
+
+def test_inspect_shows_text_and_picture(found):
+    shown = found["inspected"]["shown"]["look"]
+    assert "bits a weight" in shown["text"][0] and "palette 3" in shown["text"][0]
+    assert shown["images"][0]["type"] == "temp" and shown["images"][0]["filename"].endswith(".png")
+
+
+def test_two_loaders_of_one_file(found):
+    assert found["two_loaders"]["end"] == "execution_success", found["two_loaders"]
