@@ -28,6 +28,7 @@ from vqpack.vq_core.plan import plan_from_json
 from vqpack.vq_core.progress import Progress
 from vqpack.vq_core.quantize import quantize
 from vqpack.vq_core.source import open_source
+from vqpack.vq_core.table_record import table_key
 from vqpack.vq_core.text_encoders import stored_items
 from vqpack.vq_core.verify import verify_file
 
@@ -328,9 +329,11 @@ def saved_against(path: Path) -> dict:
     with Reader(path) as saved, Reader(VQ) as unet, Reader(text) as clip:
         coded = set(saved.coded_keys())
         origin = {k: reader for reader in (clip, unet) for k in reader.coded_keys()}
-        return {"verify": verify_file(path), "coded": len(coded), "originally": len(origin),
+        needed = {table_key(part.table_id) for key in coded for part in saved.layout(key).parts
+                  if part.kind == "trellis"}
+        return {"verify": verify_file(path), "coded": len(coded), "originally": len(origin), "needed": len(needed),
                 "changed": [k for k in coded if not torch.equal(saved.raw(k), origin[k].raw(k))],
-                "tables": [k for k in unet.keys() if k.startswith("vq.tables") and k not in saved.keys()]}
+                "tables": sorted(needed ^ {k for k in saved.keys() if k.startswith("vq.tables.")})}
 
 
 def case_stock_saving() -> dict:
@@ -346,7 +349,7 @@ def case_stock_saving() -> dict:
         model = comfy.utils.load_torch_file(str(files["ModelSave"]))
         text = {k: v for path in files["CLIPSave"] for k, v in comfy.utils.load_torch_file(str(path)).items()}
         found[mode] = {"wrong": wrong, "more": sorted(set(saved) - set(want)), "latents": apart(
-            sample(load(saved)[0]), latents), "model": [k for k in model if not torch.equal(model[k], saved[k])],
+            sample(load(dict(saved))[0]), latents), "model": [k for k in model if not torch.equal(model[k], saved[k])],
             "model_keys": len(model), "text": sorted({str(v.dtype) for v in text.values() if v.dim() == 2})}
     return found
 

@@ -27,7 +27,7 @@ def written(request):
 @pytest.mark.parametrize("graph", ["plain", "lora", "unet"])
 def test_coded_weights_are_kept_byte_for_byte(written, graph):
     assert written[graph]["verify"] == [] and written[graph]["changed"] == [] and written[graph]["tables"] == []
-    assert written[graph]["coded"] > 50
+    assert written[graph]["coded"] > 50 and written[graph]["needed"] > 0
 
 
 def test_only_what_a_lora_changed_becomes_dense(written):
@@ -65,7 +65,7 @@ def test_a_model_without_coded_weights_is_refused(refused, case, words):
 def test_the_hosts_saving_writes_the_dense_checkpoint(stock, mode):
     assert stock[mode]["wrong"] == [] and stock[mode]["more"] == []
     assert stock[mode]["latents"] < TOLERANCE
-    assert stock[mode]["model"] == [] and stock[mode]["model_keys"] > 500
+    assert stock[mode]["model"] == [] and stock[mode]["model_keys"] > 200
     assert set(stock[mode]["text"]) <= {"torch.float16", "torch.float32"}
 
 
