@@ -24,6 +24,7 @@ from vqpack.nodes import loading, patches  # noqa: E402
 from vqpack.nodes.schema import DECODED  # noqa: E402
 
 STRENGTH = 0.7
+ADAPTED = adapters.LINEAR + adapters.CONV + adapters.DENSE_LAYERS
 LAYERS_ONLY = ("novram", "unet")           # sampled without an adapter only: half of the time of a run
 SHOWN = {"linear": adapters.LINEAR[:3], "conv": (adapters.CONV[0], adapters.CONV[1], adapters.CONV[3])}
 
@@ -47,11 +48,11 @@ def state(model, how: str):
     """The model as that memory mode leaves it; nothing loads it otherwise until the block ends."""
     load, size = comfy.model_management.load_models_gpu, model.model_size()
     comfy.model_management.unload_all_models()
-    budget = {"partial": size * 0.5, "novram": 0.1}.get(how, 0)             # 0: whole; 0.1 is what --novram gives
+    budget = {"partial": size * 0.65, "novram": 0.1}.get(how, 0)             # 0: whole; 0.1 is what --novram gives
     model.patch_model(CPU, lowvram_model_memory=budget)
     if how == "unloaded":
-        model.partially_unload(CPU, int(size * 0.3))
-        model.partially_unload(CPU, int(size * 0.3))
+        model.partially_unload(CPU, int(size * 0.2))
+        model.partially_unload(CPU, int(size * 0.2))
     comfy.model_management.load_models_gpu = lambda *args, **kwargs: None
     try:
         yield model
@@ -71,34 +72,31 @@ def short_sample(model, steps: int = 2, cfg: float = 1.0, positive_hooks=None, n
                                disable_pbar=True)
 
 
-def layer_outputs(model) -> dict[str, list[torch.Tensor]]:
-    """What single layers give for a fixed input, as the model is loaded now."""
-    out = {}
-    for group, layers in SHOWN.items():
-        out[group] = []
-        for layer in layers:
-            module = comfy.utils.get_attr(model.model, f"diffusion_model.{layer}")
-            columns = module.in_channels if group == "conv" else module.in_features
-            shape = [1, columns, 6, 6] if group == "conv" else [2, columns]
-            out[group].append(module(torch.randn(shape, generator=torch.Generator().manual_seed(3))))
+def layer_outputs(model, group: str) -> list[torch.Tensor]:
+    """What single layers of a group give for a fixed input, as the model is loaded now."""
+    out = []
+    for layer in SHOWN[group]:
+        module = comfy.utils.get_attr(model.model, f"diffusion_model.{layer}")
+        shape = [1, module.in_channels, 6, 6] if group == "conv" else [2, module.in_features]
+        out.append(module(torch.randn(shape, generator=torch.Generator().manual_seed(3))))
     return out
 
 
 def observed(model, how: str = "full", sampled: bool = True) -> dict:
-    """{"linear": outputs, "conv": outputs, "latents": [latents]} or {"error": one line}, and what was logged"""
+    """{"linear": outputs, "conv": outputs, "latents": [latents]}, one line instead where an error was raised, and
+    "lines" that were logged, "held": the share of adapted layers that is loaded."""
+    steps = {group: lambda group=group: layer_outputs(model, group) for group in SHOWN}
+    steps |= {"latents": lambda: [short_sample(model)]} if sampled else {}
+    found = {}
     with logged() as lines, state(model, how):
-        try:
-            found = {**layer_outputs(model), **({"latents": [short_sample(model)]} if sampled else {})}
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            found = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-        found["held"] = loaded_share(model)
-    return {**found, "lines": [line for line in lines if line.startswith(("ERROR", "WARNING"))]}
-
-
-def loaded_share(model) -> float:
-    """How much of the layers that can be left out is loaded, by their number."""
-    layers = [module for module in model.model.modules() if hasattr(module, "comfy_cast_weights")]
-    return sum(getattr(module, "comfy_patched_weights", False) for module in layers) / len(layers)
+        for name, step in steps.items():
+            try:
+                found[name] = step()
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+                found[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        layers = [comfy.utils.get_attr(model.model, f"diffusion_model.{layer}") for layer in ADAPTED]
+        held = sum(getattr(module, "comfy_patched_weights", False) for module in layers) / len(layers)
+    return {**found, "held": held, "lines": sorted(line for line in lines if line.startswith(("ERROR", "WARNING")))}
 
 
 @contextlib.contextmanager
@@ -114,16 +112,19 @@ def logged():
 
 
 def compared(found: dict, reference: dict) -> dict:
-    """Largest relative distance for each group of outputs; an error instead of it where one was raised."""
-    if "error" in found or "error" in reference:
-        return {"error": found.get("error"), "host_error": reference.get("error")}
-    return {name: max(apart(a, b) for a, b in zip(found[name], reference[name], strict=True))
-            for name in ("linear", "conv", "latents") if name in found and name in reference}
+    """Largest relative distance for each group of outputs; [error of ours, of the host's] where one was raised."""
+    out = {}
+    for name in ("linear", "conv", "latents"):
+        if isinstance(found.get(name), str) or isinstance(reference.get(name), str):
+            out[name] = [value if isinstance(value, str) else "" for value in (found.get(name), reference.get(name))]
+        elif name in found:
+            out[name] = max(apart(a, b) for a, b in zip(found[name], reference[name], strict=True))
+    return out
 
 
 def case_matrix() -> dict:
     """kinds (all, or those named as arguments) x memory modes."""
-    weights = weights_of(adapters.LINEAR + adapters.CONV + adapters.DENSE_LAYERS)
+    weights = weights_of(ADAPTED)
     reference, compressed = stock(), ours()
     models = {"full": compressed, "partial": compressed, "novram": compressed, "unloaded": compressed,
               "decoded": ours(DECODED), "unet": loading.load_diffusion_model(UNET)}
@@ -147,7 +148,7 @@ def case_matrix() -> dict:
 def coded_layers(model) -> list[str]:
     """Those of the adapted layers whose weight is coded."""
     keys = {key.removeprefix("diffusion_model.").removesuffix(".weight") for key, _ in model.coded_modules()}
-    return sorted(keys.intersection(adapters.LINEAR + adapters.CONV + adapters.DENSE_LAYERS))
+    return sorted(keys.intersection(ADAPTED))
 
 
 def versions() -> dict[str, str]:

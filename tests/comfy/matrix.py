@@ -29,7 +29,7 @@ def write(path: Path, kinds: dict, ways: list[tuple[str, str]], names: dict[str,
              f"| adapter | seen in | {' | '.join(MODES.values())} |", "|---" * (2 + len(MODES)) + "|"]
     for kind, row in kinds.items():
         for group, title in SEEN.items():
-            cells = [_cell(row[mode], group) for mode in MODES]
+            cells = [_cell(row, mode, group) for mode in MODES]
             lines.append(f"| {names[kind] if group == 'linear' else ''} | {title} | {' | '.join(cells)} |")
     lines += ["", "## Other ways", "", "| what | largest distance |", "|---|---|"]
     lines += [f"| {what} | {result} |" for what, result in ways]
@@ -41,7 +41,11 @@ def number(distance: float) -> str:
     return "0" if distance == 0 else f"{distance:.0e}"
 
 
-def _cell(found: dict, group: str) -> str:
-    if found.get("host_error"):
-        return f"error, ComfyUI's own model too: {found['host_error'].replace('|', '/')}"
-    return number(found[group]) if group in found else "not sampled"
+def _cell(row: dict, mode: str, group: str) -> str:
+    found = row[mode].get(group)
+    if found is None:
+        return "not sampled"
+    if isinstance(found, list):
+        return f"error, ComfyUI's own model too: {found[1].replace('|', '/')}"
+    ignored = mode != "bypass" and row["effect"][group] == 0 and row["host_lines"]
+    return "logged and ignored, by ComfyUI's own model too" if ignored else number(found)

@@ -12,6 +12,7 @@ HERE = Path(__file__).resolve().parent
 TOLERANCE = 1e-3                           # relative, fp32: the promise; what is observed is near 1e-6
 EFFECT = 0.02                              # an adapter that moves less would prove nothing
 CODED_LAYERS = 9                           # all of adapters.LINEAR and CONV
+IGNORED_BY_HOST = {"lokr_cp": "conv"}      # 0.33 logs an error for each such convolution and goes on without it
 WAYS = {"strengths": "LoRA, strength changed between runs", "stacked": "two stacked", "hooked": "LoRA by hook",
         "hooked_in_half": "LoRA by hook, half loaded", "hook_and_patch": "LoRA by hook on a model with a LoRA",
         "two_hooks": "a hook for each prompt", "schedule": "LoRA by hook with keyframes",
@@ -68,27 +69,29 @@ def table(one, two):
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapter_equals_the_hosts_in_every_memory_mode(table, kind):
     row = table[kind]
-    assert min(row["effect"].values()) > EFFECT and row["host_lines"] == []
+    assert (row["host_lines"] != []) == (kind in IGNORED_BY_HOST)
+    for name in set(matrix.SEEN) - {IGNORED_BY_HOST.get(kind)}:
+        assert row["effect"][name] > EFFECT, name
     for mode in set(matrix.MODES) - {"bypass"}:
         distances = [row[mode][name] for name in matrix.SEEN if name in row[mode]]
         assert len(distances) >= 2 and max(distances) < TOLERANCE, (mode, row[mode])
-        assert row[mode]["lines"] == [], mode
+        assert row[mode]["lines"] == row["host_lines"], mode
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapter_in_bypass_equals_the_hosts(table, kind):
     found, effect = table[kind]["bypass"], table[kind]["bypass_effect"]
-    if "error" in effect:
-        assert found["error"] == effect["error"]             # a limit of the host, on its own model too
-    else:
-        assert min(effect.values()) > EFFECT
-        assert max(found[name] for name in matrix.SEEN) < TOLERANCE
+    for name in matrix.SEEN:
+        if isinstance(found[name], list):                    # a limit of the host, on its own model too
+            assert found[name][0] == found[name][1], name
+        else:
+            assert effect[name] > EFFECT and found[name] < TOLERANCE, name
 
 
 def test_states_of_memory_are_what_they_are_called(one):
     row = one["kinds"]["lora"]
     assert row["novram"]["held"] == 0 and row["full"]["held"] == row["unet"]["held"] == row["decoded"]["held"] == 1
-    assert 0.2 < row["partial"]["held"] < 0.9 and 0.05 < row["unloaded"]["held"] < 0.9
+    assert 0.2 < row["partial"]["held"] < 0.9 and 0.2 < row["unloaded"]["held"] < 0.9
 
 
 def test_adapters_leave_nothing_behind(one, two):
