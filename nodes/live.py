@@ -39,9 +39,14 @@ class Weight:
     def base(self):
         """The weight without patches, also where the host wrote them into the model (dense models only)."""
         kept, hooked = self.patcher.backup.get(self.key), self.patcher.hook_backup.get(self.key)
-        weight = host.get_key_weight(self.patcher.model, self.key)[0]
-        weight = weight if kept is None else kept.weight
-        return weight if hooked is None else hooked[0]
+        if hooked is not None:
+            return hooked[0]
+        if kept is not None:
+            return kept.weight
+        path, _, name = self.key.rpartition(".")
+        module = host.get_attr(self.patcher.model, path) if path else None
+        original = getattr(module, "originals", {}).get(name)         # a foreign patcher wrote into our layer
+        return host.get_key_weight(self.patcher.model, self.key)[0] if original is None else original
 
     def coded(self) -> CodedWeight | None:
         """The blob, None where the weight is dense."""
@@ -103,7 +108,8 @@ def live(model, clip=None, vae=None) -> Live:
     clip_l = clip_g = vae_weights = {}
     if clip is not None:
         clip_l, clip_g = (_text_encoder(clip, prefix) for prefix in (_CLIP_L, _CLIP_G))
-        if not clip_g:
+        others = [key for key in clip.patcher.model_state_dict() if not key.startswith((_CLIP_L, _CLIP_G))]
+        if not clip_g or others:
             raise UnsupportedError("the CLIP is not SDXL's: expected text encoders CLIP-L and CLIP-G (the refiner: "
                                    "CLIP-G), connect the CLIP of an SDXL checkpoint or leave the input open")
     if vae is not None:

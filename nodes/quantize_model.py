@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import host
+from . import files, host
 from .quantize import code, coding_inputs, file_name_output
 from .schema import make_schema
 
@@ -35,6 +35,11 @@ class VQQuantizeModel(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
+    def fingerprint_inputs(cls, bits, method, text_encoder_bits, name="", **linked):
+        """Run again when the result is gone; the host knows by itself when what is linked changed."""
+        return files.lost_results([cls.__name__, bits, method, text_encoder_bits, name])
+
+    @classmethod
     def execute(cls, model, bits, method, text_encoder_bits, name="", clip=None, vae=None) -> io.NodeOutput:
         """-> the file's name"""
         from .live import live, output_path, say_left_out
@@ -42,4 +47,6 @@ class VQQuantizeModel(io.ComfyNode):
         graph, output = live(model, clip, vae), output_path(model, name or "")
         shown, note = host.NodeProgress(cls.hidden.unique_id), say_left_out(model, clip)
         source = graph.source(model, output if output.is_dir() else output.parent)
-        return io.NodeOutput(code(source, output, bits, method, text_encoder_bits, shown, note))
+        made = code(source, output, bits, method, text_encoder_bits, shown, note)
+        files.remember_result([cls.__name__, bits, method, text_encoder_bits, name], files.vq_path(made))
+        return io.NodeOutput(made)

@@ -33,6 +33,11 @@ class VQSaveCheckpoint(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
+    def fingerprint_inputs(cls, name="", **linked):
+        """Run again when the result is gone; the host knows by itself when what is linked changed."""
+        return files.lost_results([cls.__name__, name])
+
+    @classmethod
     def execute(cls, model, name="", clip=None, vae=None) -> io.NodeOutput:
         """-> the file's name"""
         from ..vq_core.errors import Interrupted
@@ -47,6 +52,7 @@ class VQSaveCheckpoint(io.ComfyNode):
             host.raise_if_interrupted()    # the host shows its own interruption as one, ours as an error
             raise
         shown.say(f"{summary(result)}\n{note}".strip())
+        files.remember_result([cls.__name__, name], result.path)
         return io.NodeOutput(files.name_of(result.path))
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import cases  # noqa: F401  (starts ComfyUI)
 import comfy.model_management
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sd
 import comfy.utils
@@ -131,6 +132,10 @@ def case_sources() -> dict:
         model.partially_unload(CPU, int(size * 0.3))
         found["states"][f"{name}_unloaded"] = sha(states[name]) == want
         comfy.model_management.unload_all_models()
+    foreign = cases.with_lora(comfy.model_patcher.ModelPatcher(graph[0].model, CPU, CPU), 0.3)
+    comfy.model_management.load_models_gpu([foreign])
+    found["states"]["foreign_patcher"] = sha(graph) == want
+    comfy.model_management.unload_all_models()
     found["plain_differs"] = sha(coded_graph()) != want
     found["strength_differs"] = sha(merged(coded_graph(), 0.6)) != want
     return found

@@ -19,7 +19,7 @@ def test_what_is_read_is_what_the_host_saves(sources):
 
 
 def test_every_kind_and_state_of_a_model_gives_the_same_bytes(sources):
-    assert len(sources["states"]) == 13 and all(sources["states"].values()), sources["states"]
+    assert len(sources["states"]) == 14 and all(sources["states"].values()), sources["states"]
 
 
 def test_another_lora_or_strength_is_another_source(sources):
