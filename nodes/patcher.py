@@ -89,13 +89,14 @@ class _OnTheFly:
         return sum(patch.bytes_held for patch in patches if patch is not None)
 
     def unpatch_model(self, device_to=None, unpatch_weights=True):
-        """Take our patches out too: the host only does so where the model was loaded in part."""
+        """Take our patches out too (the host only does so after a partial load), and what foreign patchers left."""
         if unpatch_weights:
-            restore(self.model)
             for _, module in self.coded_modules():
                 module.vq_patch = None
                 module.weight_function = [f for f in module.weight_function if not isinstance(f, VQPatch)]
-        return super().unpatch_model(device_to, unpatch_weights=unpatch_weights)
+        super().unpatch_model(device_to, unpatch_weights=unpatch_weights)
+        if unpatch_weights:
+            restore(self.model)
 
     def _attach(self, device) -> None:
         """Exactly one patch, first in line, on every coded weight that has patches; tensors go to device, if given."""
@@ -179,7 +180,6 @@ class VQModelPatcher(_OnTheFly, host.ModelPatcher):
         Their bytes come off the budget (0 with full_load: none given). Tensors that would take more than half of it
         stay in main memory and cross over in each call, as the weights do that found no room.
         """
-        restore(self.model)
         budget = math.inf if full_load and not lowvram_model_memory else lowvram_model_memory
         wanted = self.patch_bytes()
         room = wanted <= budget / 2
@@ -210,7 +210,6 @@ if host.ModelPatcherDynamic is not None:
 
         def load(self, device_to=None, *args, **kwargs):
             """The host's load, then patches as in the other patcher. What is coded counts as its stored bytes."""
-            restore(self.model)
             super().load(device_to, *args, **kwargs)
             room = self.patch_bytes() <= _SHARE_OF_FREE_MEMORY * host.free_bytes(device_to)
             self._attach(device_to if room else self.offload_device)
