@@ -1,8 +1,13 @@
 """Quantize Model (VQ) in a real ComfyUI (cases_saving.py): what it codes is what the host would save of the graph."""
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+
 import pytest
 
+from .conftest import HERE, ROOT, environment, host_python
 from .test_saving import found_by
 
 TOLERANCE = 1e-3                           # relative, fp32
@@ -87,3 +92,38 @@ def test_prediction_markers_survive(markers):
     assert markers["edm_v"] == ["edm-v", "edm_vpred.sigma_max", "edm_vpred.sigma_min"]
     assert abs(markers["sigma_max"] - 99.0) < 1e-3
     assert markers["patched"] == ["v_pred", "ztsnr"]
+
+
+@pytest.fixture(scope="module")
+def served(comfyui, files, tmp_path_factory):
+    """What server_saving.py saw of a real server that has the tiny checkpoint and this pack."""
+    base = tmp_path_factory.mktemp("served")
+    for name in ("models/checkpoints", "custom_nodes", "input", "output", "temp", "user"):
+        (base / name).mkdir(parents=True)
+    os.link(files / "tiny.safetensors", base / "models" / "checkpoints" / "tiny.safetensors")
+    (base / "custom_nodes" / "vq-pack").symlink_to(ROOT, target_is_directory=True)
+    command = [host_python(), str(HERE / "server_saving.py"), str(comfyui), str(base)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=base, check=False,
+                          timeout=900)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    assert done.returncode == 0 and lines, f"{done.stderr[-3000:]}\n{(base / 'server.log').read_text()[-3000:]}"
+    return json.loads(lines[-1][6:])
+
+
+def test_a_merge_in_the_graph_is_quantized_and_saved_by_the_server(served):
+    assert served["first"]["end"] == "execution_success", served["first"]
+    assert served["files"] == ["first.safetensors", "second.safetensors", "third.safetensors"]
+    progress = served["first"]["nodes"]["code"]
+    assert len(progress) > 3 and progress[-1] == 1000
+
+
+def test_the_nodes_run_again_only_where_their_result_is_gone(served):
+    assert served["again"]["executed"] == []
+    assert sorted(served["after_loss"]["executed"]) == ["code", "save"]
+    assert served["files_again"] == served["files"]
+
+
+def test_stopping_and_refusing_leave_the_server_alive(served):
+    assert served["stopped"]["end"] == "execution_interrupted"
+    assert served["refused"]["end"] == "execution_error" and "Quantize Model (VQ)" in served["refused"]["message"]
+    assert served["alive"]["end"] == "execution_success"
