@@ -33,7 +33,7 @@ def case_pictures() -> dict:
     picture = noise(1, 4, 16, 16, seed=22)
     region = [*conditioning(2), *conditioning(5, area=(8, 8, 0, 8), strength=1.0, set_area_to_bounds=False)]
     masked = [*conditioning(2), *conditioning(5, mask=mask, mask_strength=0.9, set_area_to_bounds=False)]
-    later = [*conditioning(2, start_percent=0.0, end_percent=0.4), *conditioning(5, start_percent=0.4, end_percent=1.0)]
+    later = [*conditioning(5, start_percent=0.0, end_percent=0.4), *conditioning(2, start_percent=0.4, end_percent=1.0)]
     differential = nodes_differential_diffusion.DifferentialDiffusion
     found = compare({
         "area": lambda m: sample(m, region),

@@ -37,9 +37,9 @@ def make_files(folder: Path) -> None:
     quantize(made, folder / "text-vq.safetensors", bits=3, method="palette", parts=("te",))
     decompress(folder / "text-vq.safetensors", folder / "text-dense.safetensors")
     made.unlink()
-    for name, shapes in {"tiny": {**vega_like(), **vae()}, "inpaint": {**vega_like(9), **vae(), "v_pred": (), "ztsnr": ()},
-                         "refiner": {**refiner_like(), **vae()}}.items():
-        source = make_checkpoint(folder / f"{name}.safetensors", shapes)
+    for name, shapes in {"tiny": vega_like(), "inpaint": {**vega_like(9), "v_pred": (), "ztsnr": ()},
+                         "refiner": refiner_like()}.items():
+        source = make_checkpoint(folder / f"{name}.safetensors", {**shapes, **vae()})
         quantize(source, folder / f"{name}-vq.safetensors", plan=plan_from_json(PLAN))
         decompress(folder / f"{name}-vq.safetensors", folder / f"{name}-dense.safetensors")
         if name == "tiny":
