@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 HOST, FILES, CASE = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,10 +72,12 @@ def lay_out() -> None:
 start_host()
 lay_out()
 
+import comfy.model_management  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from vqpack.nodes import files  # noqa: E402
+from vqpack.nodes import files, host  # noqa: E402
+from vqpack.vq_core.device_memory import CODING_BYTES  # noqa: E402
 
 
 def short(path) -> str:
@@ -117,10 +120,11 @@ def case_folders() -> dict:
 def case_states() -> dict:
     """What changes while ComfyUI runs: metadata lost, results deleted, folders that cannot be written."""
     files.register_folders()
+    found = {"host": case_host()}
     bare, other = BASE / "models/checkpoints/bare.safetensors", BASE / "models/checkpoints/bytes.safetensors"
     save_file(load_file(FILES / "tiny-vq.safetensors"), bare)
     save_file({"a": torch.zeros(500, dtype=torch.uint8), "b": torch.zeros(3)}, other)
-    found = {"bare": files.is_vq_file(bare), "bytes": files.is_vq_file(other)}
+    found |= {"bare": files.is_vq_file(bare), "bytes": files.is_vq_file(other)}
     shutil.copy(FILES / "dense.safetensors", bare)
     found["replaced"] = files.is_vq_file(bare)
     files.remember_result(["x", 1], other)
@@ -137,6 +141,22 @@ def case_states() -> dict:
     (BASE / "models/vq_checkpoints/taken").write_bytes(b"")
     found["taken"] = refused(files.output_path, files.source_path("sub/deep.safetensors"), "taken/x")
     return found
+
+
+def case_host() -> dict:
+    """One bar for all stages of a node, and room on a device: what is asked of ComfyUI."""
+    values, room = [], []
+    shown = host.NodeProgress(None)
+    shown._bar = SimpleNamespace(update_absolute=lambda value, total: values.append(value))
+    for stage in ("reading the source", "coding", "writing the file"):
+        for done in (0, 5, 10):
+            shown(stage, done, 10, "", None)
+    shown("decompress", 0, 10, "", None)
+    real, comfy.model_management.free_memory = comfy.model_management.free_memory, lambda *a: room.append(a)
+    for device in ("cuda:0", "cpu"):
+        host.make_room(CODING_BYTES, torch.device(device))
+    comfy.model_management.free_memory = real
+    return {"values": values, "room": [[nbytes, str(device)] for nbytes, device in room], "needed": CODING_BYTES}
 
 
 if __name__ == "__main__":

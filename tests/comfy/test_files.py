@@ -77,3 +77,13 @@ def test_a_deleted_result_is_made_again(states):
 def test_where_nothing_can_be_written_the_first_folder_of_ours_serves(states):
     assert states["read_only"] == states["blocked"] == "extra/ours"
     assert states["taken"].startswith("PlanError: cannot make the folder") and "\n" not in states["taken"]
+
+
+def test_one_bar_for_all_stages(states):
+    values = states["host"]["values"]
+    assert values == sorted(values) and values[2] < 100 and values[5] < 1000 == values[8]
+
+
+def test_room_is_asked_for_what_coding_needs_and_on_no_cpu(states):
+    assert states["host"]["room"] == [[states["host"]["needed"], "cuda:0"]]
+    assert 1 << 30 <= states["host"]["needed"] < 1 << 31

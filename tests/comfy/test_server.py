@@ -96,7 +96,7 @@ def test_interrupting_leaves_nothing_half_written(found):
 
 @pytest.mark.parametrize(("case", "words"), [("outside", "must stay inside"), ("no_such_rate", "trellis bits"),
                                              ("gone", "gone.safetensors"), ("damaged", "truncated"),
-                                             ("newer", "version '9'"), ("newer_inspected", "version 9"),
+                                             ("newer", "version '9'"), ("newer_inspected", "version '9'"),
                                              ("newer_decompressed", "version '9'"), ("damaged_inspected", "truncated"),
                                              ("damaged_decompressed", "truncated"), ("not_ours", "not a VQ file"),
                                              ("blocked", "cannot make the folder"),
