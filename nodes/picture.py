@@ -35,7 +35,7 @@ class _Chart:
 class _Scales:
     """What the charts share."""
 
-    most: float                            # bits of the tallest coded layer, at least 4
+    most: float                            # bits of the tallest coded layer, at least 4 and the mean
     mean: float                            # bits of the whole UNet
     errors: dict[str, float]               # layer -> squared error over squared norm
 
@@ -58,7 +58,8 @@ def draw(name: str, info: dict, tensors: Sequence[StoredTensor]) -> Image.Image:
     _head(pen, name, info)
     top = _bytes_bar(pen, 158, shares)
     errors = {layer["name"]: layer["relative_error"] for layer in info["layers"] if "relative_error" in layer}
-    scales = _Scales(max([4.0, *(_coded_bits(chart) for chart in charts)]), info["bits"]["unet"], errors)
+    mean = info["bits"]["unet"]
+    scales = _Scales(max([4.0, mean, *(_coded_bits(chart) for chart in charts)]), mean, errors)
     for chart in charts:
         top = _bars(pen, top, chart, scales)
     return image
