@@ -16,7 +16,7 @@ HOST_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "comfy_kitchen", "
                   "latent_preview", "node_helpers", "server"}   # nodes/host.py only; comfy_api is public
 STDLIB = set(sys.stdlib_module_names)
 AT_IMPORT = {"kernels": {"torch", "numpy"}, "vq_core": {"torch", "numpy", "safetensors"},
-             "nodes": {"torch", "comfy_api", "typing_extensions"}, "": set()}
+             "nodes": {"PIL", "torch", "comfy_api", "typing_extensions"}, "": set()}
 INSIDE_FUNCTIONS = {"kernels": {"triton", "numba"},
                     "vq_core": {"diffusers", "transformers", "tokenizers", "PIL", "triton", "numba"},
                     "nodes": {"numpy", "safetensors", "PIL", "aiohttp"}, "": set()}
