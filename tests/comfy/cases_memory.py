@@ -189,7 +189,7 @@ def case_dynamic() -> dict:
                                          for _, m in model.coded_modules())
         found["blobs_kept"] = blobs_kept(model, vbar)
         freed = model.partially_unload(None, 1e30)
-        found["taken_away"] = {"freed": freed, "loaded": model.loaded_size(), "held": model.held_bytes(),
+        found["taken_away"] = {"freed": freed, "left": [model.loaded_size(), model.held_bytes()],
                                **seen(model, reference)}
         vbar.full = True
         found["no_room"] = seen(model, reference)

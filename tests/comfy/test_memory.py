@@ -127,6 +127,7 @@ def test_dynamic_vram_writes_nothing_back(dynamic):
 
 def test_dynamic_vram_gives_back_what_it_says(dynamic):
     assert dynamic["taken_away"]["freed"] == dynamic["first"]["loaded"]
+    assert dynamic["taken_away"]["left"] == [0, 0]
     assert dynamic["unpatched"] == {"loaded": 0, "held": 0, "functions": 0}
 
 
