@@ -95,7 +95,7 @@ def _bytes_bar(pen: ImageDraw.ImageDraw, top: int, shares: list[tuple[str, str, 
 
 def _bars(pen: ImageDraw.ImageDraw, top: int, chart: _Chart, scales: _Scales) -> int:
     """One chart: a bar for each layer, as high as its bits; kept layers fill the height -> y below it"""
-    left, right = MARGIN + 26, WIDTH - MARGIN - (44 if scales.errors else 0)
+    left, right = MARGIN + 26, WIDTH - MARGIN - (58 if scales.errors else 0)
     pen.text((MARGIN, top), chart.title, _TEXT, _font(16))
     pen.text((WIDTH - MARGIN, top + 2), "bits a weight, gray: kept as it was" + "; red: weight error" *
              bool(scales.errors), _MUTED, _font(13), anchor="ra")
