@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from statistics import median
 import torch
 
 from .errors import UnsupportedError
+from .metrics import latent_psnr
 
 RATES = (4, 3, 2, 1)                       # bits, best first
 STEPS, GUIDANCE, SIDE, SEED = 20, 3.0, 64, 1000
@@ -63,13 +63,6 @@ def table(rows: list[Row]) -> str:
                       f"{row.file_bytes / 1e6:.2f} MB", *psnr))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
-
-
-def latent_psnr(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """10 log10(peak^2 / mean squared error) in dB; peak = the reference's largest minus smallest value."""
-    error = float((ours.double() - reference.double()).square().mean())
-    peak = float(reference.max() - reference.min())
-    return 10 * math.log10(peak * peak / error) if error else math.inf
 
 
 def _testbed() -> Path:

@@ -18,7 +18,7 @@ STDLIB = set(sys.stdlib_module_names)
 AT_IMPORT = {"kernels": {"torch", "numpy"}, "vq_core": {"torch", "numpy", "safetensors"},
              "nodes": {"PIL", "torch", "comfy_api", "typing_extensions"}, "": set()}
 INSIDE_FUNCTIONS = {"kernels": {"triton", "numba"},
-                    "vq_core": {"diffusers", "transformers", "tokenizers", "PIL", "triton", "numba"},
+                    "vq_core": {"diffusers", "transformers", "tokenizers", "PIL", "triton", "numba", "lpips"},
                     "nodes": {"numpy", "safetensors", "PIL", "aiohttp"}, "": set()}
 ACCELERATED = {"triton": ("triton",), "numba": ("numba",), "llvm": ("numba", "llvmlite")}    # _triton.py ...
 HARMLESS_CALLS = {
