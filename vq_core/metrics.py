@@ -5,6 +5,7 @@ counts as infinitely wrong (-inf dB), so that a broken model stays in a table; N
 """
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -91,12 +92,17 @@ def lpips(ours: torch.Tensor, reference: torch.Tensor) -> torch.Tensor | None:
     ours, reference = _images(ours, reference)
     if not lpips_is_here():
         return None
-    import lpips as package
-
-    model = package.LPIPS(net="alex", verbose=False).eval()
+    model = _lpips_model()
     with torch.no_grad():
         return torch.cat([model(a[None].float(), b[None].float(), normalize=True).double().flatten()
                           for a, b in zip(ours, reference)])
+
+
+@functools.lru_cache(maxsize=1)
+def _lpips_model():
+    import lpips as package
+
+    return package.LPIPS(net="alex", verbose=False).eval()
 
 
 def lpips_is_here() -> bool:
