@@ -1,7 +1,7 @@
 """How far a compressed model's outputs are from its teacher's, and how sure a number of prompts makes that.
 
 Everything is computed on the CPU in float64. Exact equality is infinity in dB and zero as a distance. NaN in `ours`
-counts as infinitely wrong (-inf dB), so that a broken model stays in a table; NaN in the reference stays NaN.
+counts as infinitely wrong (-inf dB; NaN as SSIM), so that a broken model stays in a table; references must be finite.
 """
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def _images(ours: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, 
 
 def _decibels(signal: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """10 log10(signal / noise); no noise is +inf also without a signal, NaN noise is -inf unless the signal is NaN."""
-    ratio = signal / torch.nan_to_num(noise, nan=math.inf)
+    ratio = signal / torch.where(noise.isnan(), math.inf, noise)
     return 10 * torch.where(noise == 0, math.inf, ratio).log10()
 
 
