@@ -1,0 +1,34 @@
+"""optimum-quanto: its quantized Linear and Conv2d at 2 and 4 bits, with its default or its HQQ optimizer."""
+from __future__ import annotations
+
+import torch
+
+from .coded import Coded, count_bytes, need, version
+
+
+def codes(shape: tuple[int, ...]) -> bool:
+    """Linears and convolutions of any size."""
+    return len(shape) in (2, 4)
+
+
+def code(weight: torch.Tensor, bits: int, optimizer: str = "max") -> Coded:
+    """Code float32 [out, in(, kh, kw)]; optimizer: max (its default) or hqq. Scales are of the model's type, fp16."""
+    quanto = need("optimum.quanto", "optimum-quanto")
+    modules = need("optimum.quanto.nn.qmodule", "optimum-quanto")
+    name = f"quanto-qint{bits}" + ("-hqq" if optimizer == "hqq" else "")
+    settings = {"bits": bits, "optimizer": optimizer, "version": version("optimum-quanto")}
+    chosen = quanto.HqqOptimizer() if optimizer == "hqq" else quanto.MaxOptimizer()
+    module = modules.quantize_module(_layer(weight), weights=getattr(quanto, f"qint{bits}"), optimizer=chosen)
+    module.freeze()
+    coded = module.weight
+    stored = count_bytes(coded._data._data, coded._scale, coded._shift)
+    return Coded(coded.dequantize().detach().float().view(weight.shape), stored, 1.0, name, settings)
+
+
+def _layer(weight: torch.Tensor) -> torch.nn.Module:
+    """An fp16 layer holding this weight."""
+    rows, channels = weight.shape[:2]
+    layer = (torch.nn.Linear(channels, rows, bias=False) if weight.dim() == 2
+             else torch.nn.Conv2d(channels, rows, tuple(weight.shape[2:]), bias=False))
+    layer.weight = torch.nn.Parameter(weight.half(), requires_grad=False)
+    return layer

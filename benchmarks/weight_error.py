@@ -1,0 +1,157 @@
+"""Weight error against stored bits: ours and every peer on the same layers, each by its own code.
+
+    python benchmarks/weight_error.py [--sets sdxl-trained-like,testbed] [--methods REGEX] [--layers N] [--fresh]
+
+Two errors, both squared and relative: of the weights, and of the outputs for correlated inputs (weight_layers.py).
+Everything a method stores is in its bits. Needs the peers' packages (`pip install vqpack[peers]`) for the peers; says
+which are absent and why. A killed run goes on where it was (out/weight_error.jsonl); --fresh starts anew.
+Writes weight_error.csv, .json and, with matplotlib, .png into benchmarks/results.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import re
+import time
+from pathlib import Path
+
+import torch
+from alias import RESULTS, ROOT, machine
+from equal_bits import compare
+from peers import METHODS, absent
+from weight_layers import SETS, NamedWeight, correlated_inputs, load_layers, sdxl_share
+
+SPOOL = ROOT / "out" / "weight_error.jsonl"
+COLUMNS = ("model", "method", "family", "bits", "bits_where_coded", "metric", "low", "value", "high", "layers",
+           "coded_share", "sdxl_unet_coded_share", "sdxl_unet_bits", "verdict", "machine", "commit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--methods", default="", help="regular expression; our trellis is always measured")
+    parser.add_argument("--layers", type=int, default=0, help="of each set, 0 = all it has")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run measured")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write what was measured")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.disable(logging.WARNING)       # the peers' own chatter
+    chosen = [m for name, m in METHODS.items() if name.startswith("ours-trellis") or re.search(args.methods, name)]
+    if args.fresh:
+        SPOOL.unlink(missing_ok=True)
+    missing = {} if args.report else absent(chosen)
+    for family, why in missing.items():
+        print(f"absent: {family}: {why}", flush=True)
+    layers = [layer for name in args.sets.split(",") for layer in load_layers(name, args.layers)]
+    rows = load_rows(SPOOL) if args.report else measure_all(layers, [m for m in chosen if m.family not in missing])
+    write(rows, missing, args.out)
+
+
+def measure_all(layers: list[NamedWeight], methods) -> list[dict]:
+    """Every method on every layer, one line of SPOOL each; lines that are there already are not measured again."""
+    SPOOL.parent.mkdir(exist_ok=True)
+    rows = load_rows(SPOOL)
+    done = {(row["set"], row["layer"], row["method"]) for row in rows}
+    with SPOOL.open("a") as spool:
+        for number, layer in enumerate(layers, 1):
+            inputs = correlated_inputs(tuple(layer.weight.shape), layer.name)
+            outputs = float((layer.weight.flatten(1) @ inputs).double().square().sum())
+            for method in methods:
+                if (layer.set, layer.name, method.name) not in done:
+                    rows.append(measure(layer, method, inputs, outputs))
+                    spool.write(json.dumps(rows[-1]) + "\n")
+                    spool.flush()
+            print(f"{number}/{len(layers)} {layer.set} {layer.name} {list(layer.weight.shape)}", flush=True)
+    return rows
+
+
+def measure(layer: NamedWeight, method, inputs: torch.Tensor, outputs: float) -> dict:
+    """One method on one layer; an error of the peer's code is a row without numbers that says so."""
+    row = {"set": layer.set, "layer": layer.name, "shape": list(layer.weight.shape), "method": method.name,
+           "family": method.family, "weights": layer.weight.numel()}
+    started = time.monotonic()
+    try:
+        coded = method.code(layer.weight.clone())
+    except Exception as error:  # noqa: BLE001  foreign code: whatever it raises is a result
+        return {**row, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    lost = (coded.decoded - layer.weight).flatten(1)
+    return {**row, "bits": coded.bits, "stored_bytes": coded.stored_bytes, "coded_share": coded.coded_share,
+            "plain": float(lost.double().square().sum() / layer.weight.double().square().sum()),
+            "correlated": float((lost @ inputs).double().square().sum()) / outputs,
+            "settings": coded.settings, "seconds": round(time.monotonic() - started, 3)}
+
+
+def load_rows(path: Path) -> list[dict]:
+    """Rows of an earlier run; a line cut short by a kill is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def write(rows: list[dict], missing: dict[str, str], folder: Path) -> None:
+    """The results as weight_error.csv and .json, and a plot where matplotlib is there."""
+    folder.mkdir(exist_ok=True)
+    here, good = machine(), [row for row in rows if "failed" not in row]
+    compared = compare(good)
+    for row in compared:
+        share, _ = sdxl_share(METHODS[row["method"]])
+        row["sdxl_unet_coded_share"] = share
+        row["sdxl_unet_bits"] = None if row["bits_where_coded"] is None else \
+            share * row["bits_where_coded"] + 16 * (1 - share)
+    with (folder / "weight_error.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(line for row in compared for line in _lines(row, here))
+    failed = [row for row in rows if "failed" in row]
+    layers = [{key: value for key, value in row.items() if key != "seconds"} for row in good]
+    (folder / "weight_error.json").write_text(json.dumps(
+        {"machine": here, "absent": missing, "failed": failed, "comparisons": compared, "layers": layers},
+        indent=None, separators=(",", ":")).replace('},{', '},\n{') + "\n")
+    _plot(good, folder / "weight_error.png")
+
+
+def _lines(row: dict, here: dict):
+    """CSV lines of one comparison: its error, and ours over it"""
+    for metric, interval in (("error", row["error"]), ("ours_over_it", row["ours_over_it"])):
+        if interval is not None:
+            low, value, high = (f"{number:.6g}" for number in interval)
+            shown = {key: f"{row[key]:.4f}" if row[key] is not None else "" for key in
+                     ("bits", "bits_where_coded", "coded_share", "sdxl_unet_coded_share", "sdxl_unet_bits")}
+            yield {**row, **shown, "model": row["set"], "metric": f"{row['metric']} {metric}", "low": low,
+                   "value": value, "high": high, "machine": here["cpu"], "commit": here["commit"],
+                   "verdict": row["verdict"] if metric == "ours_over_it" else ""}
+
+
+def _plot(rows: list[dict], path: Path) -> None:
+    """Plain error times 4^bits (1 = Shannon's bound for Gaussian weights) over bits, one panel a set."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        return
+    sets = [name for name in SETS if any(row["set"] == name for row in rows)]
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(6 * len(sets), 5), squeeze=False, sharey=True)
+    found = [row for row in compare(rows) if row["metric"] == "plain" and row["error"] and row["coded_share"] > 0]
+    families = sorted({row["family"] for row in found}, key=lambda name: (not name.startswith("ours"), name))
+    for axis, name in zip(axes[0], sets):
+        for number, family in enumerate(families):
+            points = sorted((row["bits_where_coded"], row["error"][1]) for row in found
+                            if row["set"] == name and row["family"] == family)
+            line = "-" if family.startswith("ours") else ""
+            axis.plot(*zip(*points), line, marker="ov^sDP*Xp"[number % 9], label=family) if points else None
+        axis.set(title=name, xlabel="stored bits a weight, where coded", yscale="log", xlim=(0.8, 7))
+    axes[0][0].set_ylabel("relative squared error of the weights")
+    axes[0][-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The peers' bench without any peer: ggml's formulas, what is counted, ours, absent packages."""
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def bench(repository):
+    """Imports modules of benchmarks/ by name."""
+    folder = str(repository / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(folder)
+
+
+def half(value: float) -> bytes:
+    return np.float16(value).tobytes()
+
+
+def decode_one(bench, kind: str, block: bytes) -> np.ndarray:
+    blocks = bench("peers.ggml_blocks")
+    assert len(block) == blocks.BLOCK_BYTES[kind]
+    return blocks.decode(np.frombuffer(block, dtype=np.uint8)[None], kind)[0]
+
+
+def test_q2_k_by_hand(bench):
+    """Weight 128 + 32 + 17: second half, plane 1, sub-block 8 + 2 + 1 = 11; w = d * scale * q - dmin * minimum"""
+    scales, codes = bytearray(16), bytearray(64)
+    scales[11] = 5 | 3 << 4
+    codes[32 + 17] = 2 << 2                # plane 1 of the second run of 32
+    w = decode_one(bench, "Q2_K", bytes(scales + codes) + half(0.5) + half(0.25))
+    assert w[177] == 0.5 * 5 * 2 - 0.25 * 3
+    assert w[176] == -0.25 * 3 and w[0] == 0
+
+
+def test_q3_k_by_hand(bench):
+    """Weight 200: second half, plane 2, byte 8, high bit 6, sub-block 12; w = d * (scale - 32) * (q - 4 if not high)"""
+    high, low, packed = bytearray(32), bytearray(64), bytearray(12)
+    packed[4], packed[8] = 9 << 4, 2 << 6  # scale 12: four low bits above those of scale 4, two high bits
+    low[32 + 8] = 3 << 4
+    block = bytes(low + packed) + half(0.5)
+    scale = 0.5 * ((9 | 2 << 4) - 32)
+    assert decode_one(bench, "Q3_K", bytes(high) + block)[200] == scale * (3 - 4)
+    high[8] = 1 << 6
+    assert decode_one(bench, "Q3_K", bytes(high) + block)[200] == scale * 3
+
+
+def test_q4_k_by_hand(bench):
+    """Weights 33 and 225: sub-blocks 1 and 7, whose 6-bit scales are stored in different ways"""
+    packed, codes = bytearray(12), bytearray(128)
+    packed[1], packed[5] = 45, 21          # scale and minimum 1
+    packed[3], packed[7] = 2 << 6, 1 << 6  # upper bits of scale 7 and minimum 7
+    packed[11] = 11 | 6 << 4               # their lower bits
+    codes[1], codes[97] = 13 << 4, 7 << 4
+    w = decode_one(bench, "Q4_K", half(0.5) + half(0.25) + bytes(packed + codes))
+    assert w[33] == 0.5 * 45 * 13 - 0.25 * 21
+    assert w[225] == 0.5 * (11 | 2 << 4) * 7 - 0.25 * (6 | 1 << 4)
+
+
+def test_q5_k_by_hand(bench):
+    """As Q4_K, with bit 7 of byte 1 as the fifth bit of weight 225"""
+    packed, fifth, codes = bytearray(12), bytearray(32), bytearray(128)
+    packed[11], codes[97], fifth[1] = 11 | 6 << 4, 7 << 4, 1 << 7
+    w = decode_one(bench, "Q5_K", half(0.5) + half(0.25) + bytes(packed + fifth + codes))
+    assert w[225] == 0.5 * 11 * (7 + 16) - 0.25 * 6
+
+
+def test_block_sizes_are_the_published_rates(bench):
+    sizes = bench("peers.ggml_blocks").BLOCK_BYTES
+    assert {kind: 8 * size / 256 for kind, size in sizes.items()} == {"Q2_K": 2.625, "Q3_K": 3.4375, "Q4_K": 4.5,
+                                                                     "Q5_K": 5.5}
+
+
+def test_a_real_ggml_quantizer_where_there_is_one(bench):
+    """Its bytes, read by our formulas, are close to the weights; a wrong formula would not be."""
+    gguf, coded = bench("peers.gguf"), bench("peers.coded")
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    try:
+        errors = [gguf.code(weight, bits) for bits in (2, 3, 4, 5)]
+    except coded.NotHere as error:
+        pytest.skip(str(error))
+    losses = [float((c.decoded - weight).square().sum() / weight.square().sum()) for c in errors]
+    assert losses[0] < 0.12 and losses[1] < 0.03 and losses[2] < 0.007 and losses[3] < 0.002
+
+
+def test_a_weight_that_is_kept_counts_as_fp16(bench):
+    kept = bench("peers.coded").kept
+    weight = torch.randn(3, 5)
+    coded = kept(weight, "x", {})
+    assert (coded.bits, coded.coded_share) == (16, 0) and torch.equal(coded.decoded, weight.half().float())
+
+
+def test_absent_and_broken_packages_are_named(bench, tmp_path, monkeypatch):
+    coded = bench("peers.coded")
+    with pytest.raises(coded.NotHere, match="^some-peer: ModuleNotFoundError: "):
+        coded.need("no_such_module_anywhere", "some-peer")
+    (tmp_path / "broken_peer.py").write_text("raise RuntimeError('needs\\n a GPU')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(coded.NotHere, match="some-peer: RuntimeError: needs a GPU"):
+        coded.need("broken_peer", "some-peer")
+
+
+def test_who_can_code_what(bench):
+    """Linear-only peers keep SDXL's convolutions (13 % of the UNet, peers known to do so); K-quants fit nearly all."""
+    methods, share = bench("peers").METHODS, bench("weight_layers").sdxl_share
+    linear_only, total = share(methods["bnb-nf4"])
+    assert 0.86 < linear_only < 0.88 and 2.56e9 < total < 2.57e9
+    assert share(methods["gguf-Q4_K"])[0] > 0.999
+    assert share(methods["sdnq-uint2"])[0] > 0.99
+    assert share(methods["torchao-int4-g128"])[0] == pytest.approx(linear_only, abs=0.002)
+    assert not methods["torchao-int4-g128"].codes((64, 96)) and methods["torchao-int4-g32"].codes((64, 96))
+
+
+@pytest.mark.parametrize("name", ["ours-palette-2", "ours-palette-4", "ours-uniform-3"])
+def test_ours_by_our_encoders(bench, name):
+    weight = torch.randn(48, 40, 3, 3, generator=torch.Generator().manual_seed(1))
+    coded = bench("peers").code(name, weight)
+    assert coded.decoded.shape == weight.shape and coded.coded_share == 1
+    rate = float(name.rsplit("-", 1)[1])
+    error = float((coded.decoded - weight).square().sum() / weight.square().sum())
+    assert rate < coded.bits < rate + 0.6
+    assert 4**-rate < error < 3.2 * 4**-rate             # above Shannon's bound, below a poor scalar code
+
+
+def test_palette_is_apples(bench):
+    """One fp16 table a tensor and nothing else: 2**bits values at most, exact bytes"""
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
+    coded = bench("peers").code("ours-palette-2", weight)
+    assert coded.stored_bytes == 32 * 64 * 2 // 8 + 4 * 2
+    levels = coded.decoded.unique()
+    assert len(levels) == 4 and torch.equal(levels, levels.half().float())
+
+
+def test_trellis_counts_its_blob_and_a_share_of_the_table(bench):
+    from vqpack.vq_core.encode import encode_weight
+    from vqpack.vq_core.spec import make_spec
+
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
+    coded = bench("peers").code("ours-trellis-2", weight)
+    own = encode_weight(weight, make_spec("trellis", 2)).weight
+    assert own.nbytes < coded.stored_bytes <= own.nbytes + 8     # 4 KB by 4096 of SDXL's 2.5 billion weights
+    assert torch.equal(coded.decoded, own.decode())
+
+
+def test_curve_is_read_in_the_logarithm(bench):
+    read = bench("equal_bits").read_curve
+    points = [(3.0, math.exp(-6)), (1.0, math.exp(-2)), (2.0, math.exp(-3))]
+    assert read(points, 1.5) == (pytest.approx(-2.5), False)
+    assert read(points, 2.5) == (pytest.approx(-4.5), False)
+    assert read(points, 3.0) == (pytest.approx(-6), False)
+    assert read(points, 4.0) == (pytest.approx(-9), True)
+    assert read(points, 0.5) == (pytest.approx(-1.5), True)
+
+
+def made(factor: float, share=(1, 1, 1), wobble=(1.0, 1.0, 1.0), bits=2.5) -> list[dict]:
+    """Rows of a curve 4^-bits and a peer `factor` times worse, on three layers of 100 weights."""
+    rows = []
+    for layer in range(3):
+        base = {"set": "s", "layer": str(layer), "weights": 100, "coded_share": 1}
+        rows += [{**base, "method": f"ours-trellis-{b}", "family": "ours-trellis", "bits": b, "plain": 4.0**-b,
+                  "correlated": 4.0**-b} for b in (1, 2, 3)]
+        error = factor * wobble[layer] * 4.0**-bits if share[layer] else 1e-8
+        rows.append({**base, "method": "p", "family": "p", "bits": bits if share[layer] else 16.0, "plain": error,
+                     "correlated": error, "coded_share": share[layer]})
+    return rows
+
+
+def verdict(bench, rows) -> dict:
+    return next(row for row in bench("equal_bits").compare(rows) if row["method"] == "p" and row["metric"] == "plain")
+
+
+def test_a_known_factor_is_recovered(bench):
+    row = verdict(bench, made(2.0))
+    assert row["ours_over_it"] == pytest.approx([0.5] * 3) and row["verdict"] == "ours has less error"
+    assert (row["bits"], row["coded_share"], row["layers_compared"]) == (2.5, 1, 3)
+    assert verdict(bench, made(0.5))["verdict"] == "ours has more error"
+    assert verdict(bench, made(1.0, wobble=(0.8, 1.0, 1.3)))["verdict"] == "undecided"
+
+
+def test_no_claim_where_a_peer_keeps_layers_or_leaves_our_rates(bench):
+    row = verdict(bench, made(2.0, share=(1, 1, 0)))
+    assert row["verdict"] == "no claim: it codes 67 % of these weights"
+    assert row["bits"] == pytest.approx((2 * 2.5 + 16) / 3) and row["layers_compared"] == 2
+    assert verdict(bench, made(2.0, bits=5.5))["verdict"] == "no claim: 3 layers beyond our rates"
+    assert verdict(bench, made(2.0, share=(0, 0, 0)))["verdict"] == "no claim: nothing to compare"
+
+
+def test_inputs_are_correlated_as_stated(bench):
+    layers = bench("weight_layers")
+    x = layers.correlated_inputs((4, 32, 3, 3), "a").view(32, 9, -1)
+    assert torch.equal(x.reshape(288, -1), layers.correlated_inputs((9, 32, 3, 3), "a"))
+    assert not torch.equal(x, layers.correlated_inputs((4, 32, 3, 3), "b").view(32, 9, -1))
+    y = (x / x.square().mean((1, 2), keepdim=True).sqrt()).double()
+    gram = torch.einsum("cts,cus->tu", y, y) / (32 * y.shape[2])                    # [taps, taps]
+    assert float(gram[0, 1] / gram.diagonal().mean()) == pytest.approx(0.8, abs=0.05)
+    assert float(gram[0, 8] / gram.diagonal().mean()) == pytest.approx(0.8**4, abs=0.08)
+    best = (torch.einsum("cs,ds->cd", y[:, 4], y[:, 4]) / y.shape[2] - 2 * torch.eye(32)).amax(1)
+    assert float(best.mean()) == pytest.approx(0.9, abs=0.08)
+
+
+def test_a_row_cut_short_is_dropped(bench, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a":')
+    assert bench("weight_error").load_rows(path) == [{"a": 1}, {"a": 2}]
+    assert bench("weight_error").load_rows(tmp_path / "none") == []
