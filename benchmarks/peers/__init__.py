@@ -89,4 +89,6 @@ def absent(methods: list[Method]) -> dict[str, str]:
             method.code(weight)
         except NotHere as error:
             reasons[method.family] = str(error)
+        except Exception as error:  # noqa: BLE001  foreign code: a peer that fails here is absent, with its reason
+            reasons[method.family] = f"{method.name}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return reasons

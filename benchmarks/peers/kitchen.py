@@ -24,7 +24,7 @@ def code(weight: torch.Tensor, bits: int = 4, group: int = 16, codebook: bool = 
     if not codes(tuple(weight.shape)):
         return kept(weight, name, settings)
     rotation = settings["rotation"] = next(size for size in ROTATIONS if weight.shape[1] % size == 0)
-    stored = module.quantize_w4a8_int8_weight(weight, group_size=group, convrot_groupsize=rotation, codebook=codebook,
-                                              bits=bits)
-    decoded = module.dequantize_w4a8_int8_weight(*stored, group_size=group, convrot_groupsize=rotation)
-    return Coded(decoded.float().view(weight.shape), count_bytes(*stored), 1.0, name, settings)
+    layout = {"group_size": group, "convrot_groupsize": rotation}
+    *packed, correction, table = module.quantize_w4a8_int8_weight(weight, codebook=codebook, bits=bits, **layout)
+    decoded = module.dequantize_w4a8_int8_weight(*packed, codebook=table, correction=correction, **layout)
+    return Coded(decoded.float().view(weight.shape), count_bytes(*packed, correction, table), 1.0, name, settings)
