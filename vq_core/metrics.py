@@ -17,7 +17,7 @@ import torch
 from .errors import UnsupportedError
 
 SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03       # Wang et al. 2004, section III.C
-MIN_FEATURES = 128                         # fewest samples of a kernel distance: see kernel_distance
+MIN_FEATURES = 128                         # fewest samples of a kernel distance; a guess, not yet measured on scenes
 RESAMPLE_BLOCK = 1000                      # resamples drawn at once: 1000 x 5000 prompts are 40 MB
 LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"                            # the file torchvision keeps after a download
 STATISTICS = ("mean", "median")
@@ -218,8 +218,8 @@ def _features(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
                                f"and {list(b.shape)}")
     if min(len(a), len(b)) < MIN_FEATURES:
         raise UnsupportedError(f"a kernel distance needs at least {MIN_FEATURES} samples on each side, got {len(a)} "
-                               f"and {len(b)}: below that its noise is as large as a real distance, so draw more "
-                               f"prompts or report only the paired metrics")
+                               f"and {len(b)}: below that its noise can be as large as a real distance, so draw "
+                               f"more prompts or report only the paired metrics")
     return a.detach().cpu().double(), b.detach().cpu().double()
 
 
