@@ -1,6 +1,8 @@
 """optimum-quanto: its quantized Linear and Conv2d at 2 and 4 bits, with its default or its HQQ optimizer."""
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from .coded import Coded, count_bytes, need, version
@@ -20,9 +22,16 @@ def code(weight: torch.Tensor, bits: int, optimizer: str = "max") -> Coded:
     chosen = quanto.HqqOptimizer() if optimizer == "hqq" else quanto.MaxOptimizer()
     module = modules.quantize_module(_layer(weight), weights=getattr(quanto, f"qint{bits}"), optimizer=chosen)
     module.freeze()
+    _unpack_in_python()
     coded = module.weight
     stored = count_bytes(coded._data._data, coded._scale, coded._shift)
     return Coded(coded.dequantize().detach().float().view(weight.shape), stored, 1.0, name, settings)
+
+
+def _unpack_in_python() -> None:
+    """Use quanto's own plain unpacking: its C++ one is compiled at first use and waits forever for a stale lock."""
+    plain = need("optimum.quanto.library.unpack", "optimum-quanto").unpack
+    need("optimum.quanto.library.extensions.cpp", "optimum-quanto").ext._lib = SimpleNamespace(unpack=plain)
 
 
 def _layer(weight: torch.Tensor) -> torch.nn.Module:
