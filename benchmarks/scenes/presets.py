@@ -12,7 +12,7 @@ SHARD = "15MB"                          # of a weight file: repositories reject 
 
 @dataclass(frozen=True)
 class Preset:
-    """One model and how it is trained. Steps and rates of `testbed` follow the shipped model; others are guesses."""
+    """One model and how it is trained. Steps, batches and rates are guesses: no run to the end has tested them."""
 
     kind: str                           # "unet", "dit", or "student" of a finished unet
     text: tuple[int, int] = (64, 128)   # widths of the text encoders
