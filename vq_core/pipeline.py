@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from .decompress import decode_tensor
 from .errors import FormatError, PlanError, UnsupportedError
 from .keymap import PrefixTable
 from .layers import replace_layers
+from .source_reader import SourceReader
 from .weight import CodedWeight
 
 VAE_PREFIX = "first_stage_model."
@@ -30,6 +31,7 @@ def load_unet(path: str | Path, dtype: torch.dtype | None = None, device: str | 
               decode: str = "once", configs: str | Path | None = None):
     """A vqpack file -> diffusers' UNet2DConditionModel in evaluation mode.
 
+    path: the file, or any checkpoint opened by source_reader.open_reader, which is closed.
     dtype: of the dense weights and of what is computed; None = float32 on the CPU, float16 elsewhere.
     decode: "once" decodes at load, which gives an ordinary model of an ordinary model's size and speed; "per_call"
     keeps the codes in memory and decodes each layer whenever it is used.
@@ -56,6 +58,13 @@ def load_pipeline(path: str | Path, dtype: torch.dtype | None = None, device: st
         return pipeline(**parts, **_switches(loader, name), add_watermarker=False).to(device)
 
 
+def load_parts(path: str | Path, names: Iterable[str], dtype: torch.dtype | None = None,
+               device: str | torch.device = "cpu", configs: str | Path | None = None) -> dict[str, object]:
+    """Only some components of a file ("vae", "text_encoder", "tokenizer_2", ...), for another one's load_pipeline."""
+    with _Loader(path, dtype, device, "once", configs) as loader:
+        return {name: getattr(loader, name)() for name in names}
+
+
 def _switches(loader: _Loader, pipeline: str) -> dict:
     index = loader.config("pipeline")
     refiner = loader.architecture.name == "sdxl-refiner"
@@ -74,7 +83,8 @@ class _Loader:
         self.device, self.decode = torch.device(device), decode
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self.folder = None if configs is None else Path(configs)
-        self.reader = Reader(path, mapped=False)     # in memory of its own: the file may be moved or replaced
+        opened = isinstance(path, Reader | SourceReader)
+        self.reader = path if opened else Reader(path, mapped=False)     # unmapped: the file may be moved or replaced
         try:
             for warning in self.reader.warnings:
                 log.warning("%s", warning)

@@ -13,7 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vqpack", description="Codebook-compressed SDXL checkpoints.")
     parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_inspect, _add_decompress, _add_verify, _add_demo, _add_doctor):
+    for add in (_add_quantize, _add_inspect, _add_decompress, _add_verify, _add_compare, _add_demo, _add_doctor):
         add(commands)
     return parser
 
@@ -96,6 +96,31 @@ def _add_verify(commands) -> None:
     p.add_argument("--against", metavar="ORIGINAL")
     p.add_argument("--json", metavar="FILE", help="write the result as JSON")
     p.set_defaults(run=run_verify)
+
+
+def _add_compare(commands) -> None:
+    from .compare import run, size
+
+    p = commands.add_parser("compare", help="draw the same prompts with several checkpoints, measure, write a report")
+    p.add_argument("reference", metavar="A", help="checkpoint all others are measured against")
+    p.add_argument("others", metavar="B", nargs="+", help="vqpack files, .safetensors checkpoints, diffusers folders")
+    p.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the report")
+    p.add_argument("--prompts", default="built-in", metavar="FILE",
+                   help="text with one prompt a line, or .csv with a column 'prompt' (default built-in)")
+    p.add_argument("--count", type=int, metavar="N", help="draw N of the prompts, spread evenly over the list")
+    p.add_argument("--steps", type=int, default=20, metavar="N", help="default 20")
+    p.add_argument("--seeds", type=int, default=1, metavar="K", help="pictures a prompt (default 1)")
+    p.add_argument("--size", type=size, metavar="HxW", help="default: the model's own")
+    p.add_argument("--sampler", default="model",
+                   choices=("model", "euler", "euler_ancestral", "ddim", "dpmpp_2m", "lcm"),
+                   help="default: the model's own")
+    p.add_argument("--guidance", type=float, metavar="G", help="default 5; distilled models want 1")
+    p.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    p.add_argument("--configs", metavar="FOLDER",
+                   help="diffusers folder whose configurations unusual files get (default: the first folder compared)")
+    p.add_argument("--overwrite", action="store_true", help="replace an earlier report")
+    p.add_argument("--json", metavar="FILE", help="write the result as JSON there too")
+    p.set_defaults(run=run)
 
 
 def _add_demo(commands) -> None:
