@@ -26,7 +26,7 @@ HARMLESS_CALLS = {
     "frozenset", "set", "tuple", "list", "dict", "range", "len", "sorted", "min", "max", "zip", "enumerate", "sum",
     "int", "float", "bool", "str", "bytes", "bytearray", "property", "isinstance", "auto", "type", "getattr",
     "re.compile", "struct.Struct", "Struct", "struct.calcsize", "math.sqrt", "math.log", "math.log2",
-    "logging.getLogger",
+    "logging.getLogger", "itertools.count", "weakref.WeakValueDictionary",
     "threading.Lock", "threading.RLock", "threading.local", "MappingProxyType", "functools.lru_cache", "lru_cache",
     "functools.partial", "partial", "Path", "weakref.WeakKeyDictionary", "WeakKeyDictionary", "weakref.WeakSet",
     "collections.OrderedDict", "OrderedDict", "defaultdict", "torch.no_grad", "torch.inference_mode",
