@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,15 @@ def test_adapter_equals_the_hosts_in_every_memory_mode(table, kind):
         distances = [row[mode][name] for name in matrix.SEEN if name in row[mode]]
         assert len(distances) >= 2 and max(distances) < TOLERANCE, (mode, row[mode])
         assert set(row[mode]["lines"]) <= set(row["host_lines"]), mode
-        assert row[mode]["lines"] == row["host_lines"] or "latents" not in row[mode], mode
+        assert said_once(row[mode]["lines"]) == row["host_lines"] or "latents" not in row[mode], mode
+
+
+def said_once(lines: list[str]) -> list[str]:
+    """Without the repeats of layers that are not coded: unloaded, they are patched, and logged, by the host itself."""
+    repeated = [line for line in lines if lines.count(line) > 1]
+    assert all(re.search(r"diffusion_model\.(input_blocks\.0\.0|out\.2|time_embed|label_emb)\.", line)
+               for line in repeated), repeated
+    return list(dict.fromkeys(lines))
 
 
 @pytest.mark.parametrize("kind", KINDS)
