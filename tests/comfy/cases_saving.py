@@ -313,6 +313,7 @@ def case_save() -> dict:
         dense = [k for k in reader.keys() if k in items and k not in coded and "position_ids" not in k]
         found["lora"]["differ"] = [k for k in dense if not torch.equal(reader.tensor(k).float(),
                                                                       items[k].load(theirs).float())]
+    (OUT / "tiny-vq.safetensors").unlink(missing_ok=True)              # of the other host's run
     unet = OUT / node(save.VQSaveCheckpoint, loading.load_checkpoint(VQ)[0], "")
     found["unet"] = {"name": unet.name, **saved_against(unet)}
     twice = OUT / node(save.VQSaveCheckpoint, loading.load_checkpoint(VQ)[0], "")
