@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 260, 44, 40, 12, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 266, 44, 40, 12, 40
 
 
 def step_chart(data: dict) -> str:
@@ -25,13 +25,13 @@ def step_chart(data: dict) -> str:
              f'<text x="{LEFT - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
              for v in _ticks(low, high, tick)]
     every = max(1, math.ceil(steps / 10))
-    parts += [f'<text x="{x(step):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{step}</text>'
+    parts += [f'<text x="{x(step):.1f}" y="{HEIGHT - 20}" text-anchor="middle">{step}</text>'
               for step in range(1, steps + 1) if (step - 1) % every == 0]
     parts += _curves(curves, x, y)
     return ("<h2>On the way</h2><p class=\"soft small\">Latent PSNR in dB after each step, median over the pictures: "
             "small differences early in the path decide where it ends.</p>"
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Latent PSNR after each step">{"".join(parts)}'
-            f'<text x="{(WIDTH + LEFT - RIGHT) / 2:.0f}" y="{HEIGHT - 1}" text-anchor="middle">step</text></svg>')
+            f'<text x="{(WIDTH + LEFT - RIGHT) / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">step</text></svg>')
 
 
 def _curves(curves, x, y) -> list[str]:
