@@ -11,7 +11,6 @@ from .schema import make_schema
 
 SOURCE = "source"
 DTYPES = (SOURCE, "fp16", "bf16", "fp32")
-_BESIDE_A_UNET = ("first_stage_model.", "conditioner.", "cond_stage_model.")     # VAE and text encoders
 
 
 class VQDecompressCheckpoint(VQFileNode):
@@ -51,7 +50,6 @@ class VQDecompressCheckpoint(VQFileNode):
         """-> the checkpoint's name"""
         from ..vq_core.decompress import decompress, find_decompressed
         from ..vq_core.describe import size
-        from ..vq_core.errors import Interrupted
         from ..vq_core.progress import Progress
 
         source, wanted = files.vq_path(file_name or file), None if dtype == SOURCE else dtype
@@ -59,11 +57,8 @@ class VQDecompressCheckpoint(VQFileNode):
         shown = host.NodeProgress(cls.hidden.unique_id)
         path = find_decompressed(source, output, wanted)
         verb = "was there already" if path else "written"
-        try:
+        with host.as_interruption():
             path = path or decompress(source, output, wanted, progress=Progress(shown, host.interrupted))
-        except Interrupted:
-            host.raise_if_interrupted()    # the host shows its own interruption as one, ours as an error
-            raise
         files.remember_result([*super().fingerprint_inputs(file, file_name), dtype, name], path)
         shown.say(f"{path.name}\n{size(path.stat().st_size)}, {verb}")
         return io.NodeOutput(files.name_of(path))
@@ -73,4 +68,4 @@ def _is_unet_only(path: Path) -> bool:
     from ..vq_core.container import Reader
 
     with Reader(path, mapped=False) as reader:
-        return not any(key.startswith(_BESIDE_A_UNET) for key in reader.keys())
+        return files.is_unet_only(reader.keys())

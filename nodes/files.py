@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..vq_core.errors import FormatError, PlanError
@@ -19,11 +20,17 @@ FOLDER = "vq_checkpoints"
 EXTENSIONS = (".safetensors", ".sft")
 NONE_YET = "(no VQ file found)"
 _STOCK = ("checkpoints", "diffusion_models")
+_BESIDE_A_UNET = ("first_stage_model.", "conditioner.", "cond_stage_model.")     # VAE and text encoders
 _LONGEST_HEADER = 1_000_000                # docs/format.md, 6: ours is never longer
 _MOST_LOOKED_AT = 64                       # U8 tensors of a foreign file whose first bytes are read
 _known: dict[str, tuple[int, int, bool]] = {}
 _made: dict[str, Path] = {}                # inputs of a node -> what it made of them
 _lost: dict[str, int] = {}
+
+
+def is_unet_only(keys: Iterable[str]) -> bool:
+    """Whether a VQ file with these keys holds neither VAE nor text encoders."""
+    return not any(key.startswith(_BESIDE_A_UNET) for key in keys)
 
 
 def register_folders() -> None:

@@ -4,6 +4,7 @@ What differs between the versions we work on (0.8.0 to 0.33.0) is settled here, 
 """
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 
@@ -35,7 +36,7 @@ except ImportError:
     BaseLayoutParams = QuantizedLayout = QuantizedTensor = object
     HAS_QUANTIZED_TENSORS = False
 
-from ..vq_core.errors import UnsupportedError
+from ..vq_core.errors import Interrupted, UnsupportedError
 
 calculate_weight = comfy.lora.calculate_weight
 cast_bias_weight = comfy.ops.cast_bias_weight
@@ -132,6 +133,16 @@ def interrupted() -> bool:
 def raise_if_interrupted() -> None:
     """ComfyUI's own interruption, which it shows as such and not as an error; lowers its flag."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+@contextlib.contextmanager
+def as_interruption():
+    """Around the work of a node: the host shows its own interruption as one, ours (Interrupted) as an error."""
+    try:
+        yield
+    except Interrupted:
+        raise_if_interrupted()
+        raise
 
 
 class NodeProgress:

@@ -8,12 +8,12 @@ import torch
 from ..vq_core.container import Reader
 from ..vq_core.errors import UnsupportedError
 from . import host
+from .files import is_unet_only
 from .layout import wrap
 from .ops import VQOps, VQOpsDecoded
 from .patcher import adopt
 from .schema import COMPRESSED, DECODED, DYNAMIC
 
-_BESIDE_A_UNET = ("first_stage_model.", "conditioner.", "cond_stage_model.")     # VAE and text encoders
 _UNET = "model.diffusion_model."
 # They stand beside the UNet and say how it predicts; the host drops them where it takes a UNet out of a checkpoint.
 _MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
@@ -71,7 +71,7 @@ def _unet_only(sd: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _load(path, memory_mode: str, parts: dict[str, bool]) -> tuple:
     sd, metadata = read_state_dict(path)
-    if not any(key.startswith(_BESIDE_A_UNET) for key in sd):
+    if is_unet_only(sd):
         raise UnsupportedError(f"'{Path(path).name}' holds a UNet only, not a whole checkpoint: use Load Diffusion "
                                f"Model (VQ), and load text encoders and VAE from elsewhere")
     model, clip, vae = host.state_dict_to_checkpoint(sd, metadata, _operations(memory_mode), memory_mode == DYNAMIC,

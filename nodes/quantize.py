@@ -37,17 +37,13 @@ def code(source, output, bits: float, method: str, text_encoder_bits: str, shown
     note: shown in the node below what came out.
     """
     from ..vq_core.device_memory import CODING_BYTES
-    from ..vq_core.errors import Interrupted
     from ..vq_core.progress import Progress
     from ..vq_core.quantize import quantize
 
     host.make_room(CODING_BYTES, host.compute_device())
-    try:
+    with host.as_interruption():
         result = quantize(source, output, bits=bits, method=method, text_encoder_bits=int(text_encoder_bits),
                           device=str(host.compute_device()), progress=Progress(shown, host.interrupted))
-    except Interrupted:
-        host.raise_if_interrupted()        # the host shows its own interruption as one, ours as an error
-        raise
     size, rate = result.file_bytes / 1e9, result.bits["unet"]
     lines = (result.path.name, f"{size:.2f} GB, {rate:.2f} bits per UNet weight", str(result.fallbacks), note)
     shown.say("\n".join(line for line in lines if line))

@@ -40,17 +40,13 @@ class VQSaveCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, model, name="", clip=None, vae=None) -> io.NodeOutput:
         """-> the file's name"""
-        from ..vq_core.errors import Interrupted
         from ..vq_core.progress import Progress
         from .live import say_left_out
         from .saving import save
 
         shown, note = host.NodeProgress(cls.hidden.unique_id), say_left_out(model, clip)
-        try:
+        with host.as_interruption():
             result = save(model, clip, vae, name or "", Progress(shown, host.interrupted))
-        except Interrupted:
-            host.raise_if_interrupted()    # the host shows its own interruption as one, ours as an error
-            raise
         shown.say(f"{summary(result)}\n{note}".strip())
         files.remember_result([cls.__name__, name], result.path)
         return io.NodeOutput(files.name_of(result.path))
