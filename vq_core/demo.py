@@ -40,9 +40,11 @@ class Row:
 
 def run_demo(out: str | Path = "demo", prompts: tuple[str, ...] = PROMPTS, rates: tuple[int, ...] = RATES) -> int:
     """Write the compressed files and `demo.png` into `out`, print the table -> exit code 0."""
+    from .pipeline import quiet
+
     started, folder, source = time.monotonic(), Path(out), _testbed()
     folder.mkdir(parents=True, exist_ok=True)
-    _quiet()
+    quiet()
     print(f"drawing {len(prompts)} prompts with the fp16 model", flush=True)
     teacher = _draw(_teacher(source), prompts)
     rows = [Row("fp16", dict.fromkeys(("coded", "unet", "file"), 16.0), _weight_bytes(source), (), teacher[1])]
@@ -71,16 +73,6 @@ def _testbed() -> Path:
         raise UnsupportedError("the demo's model is not in the installed package: run 'python install.py demo' in a "
                                "clone of the repository")
     return folder
-
-
-def _quiet() -> None:
-    """The libraries' progress bars and advice would drown the table."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 def _teacher(source: Path):

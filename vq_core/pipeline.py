@@ -252,3 +252,13 @@ def _fill_buffers(model: nn.Module, device: torch.device) -> None:
                                            f"does not know: install the versions of tests/requirements.txt")
                 module.register_buffer(name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape),
                                        persistent=False)
+
+
+def quiet() -> None:
+    """The libraries' progress bars and advice would drown ours."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

@@ -15,7 +15,7 @@ from ..container import Reader
 from ..demo import PROMPTS as TESTBED_PROMPTS
 from ..errors import FormatError, PlanError, UnsupportedError
 from ..inspection import file_bits
-from ..pipeline import CLIP_G, CLIP_L, VAE_PREFIX, load_parts, load_pipeline
+from ..pipeline import CLIP_G, CLIP_L, VAE_PREFIX, load_parts, load_pipeline, quiet
 from ..source_reader import open_reader
 from .prompts import SDXL_PROMPTS
 
@@ -170,16 +170,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def quiet() -> None:
-    """The libraries' progress bars and advice would drown ours."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 def _own_prediction(pipe, checkpoint: Checkpoint) -> None:
