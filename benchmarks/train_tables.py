@@ -90,7 +90,8 @@ def encode(table: np.ndarray, x: np.ndarray, step_bits: int, units: float) -> np
         codes = viterbi.encode(targets, entries.to(torch.int8), step_bits).numpy()
     else:
         kinds = torch.full(x.shape[1:2], 2**vector - 1, dtype=torch.uint8)
-        codes = viterbi_numba.encode(targets, entries, step_bits, kinds).numpy()
+        starts = torch.zeros(len(x), dtype=torch.int32)
+        codes = viterbi_numba.encode(targets, entries, step_bits, kinds, starts).numpy()
     states = codes.astype(np.int64)
     for shift in range(1, -(-(size.bit_length() - 1) // step_bits)):
         states[:, shift:] += codes[:, :-shift].astype(np.int64) << (step_bits * shift)

@@ -14,11 +14,13 @@ BACKENDS = ("triton", "numba", "torch", "reference")
 
 
 def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, weights_mask: torch.Tensor | None = None,
-           backend: str | None = None, device: torch.device | str | None = None) -> torch.Tensor:
+           backend: str | None = None, device: torch.device | str | None = None,
+           states: torch.Tensor | None = None) -> torch.Tensor:
     """Cheapest step codes, uint8 [sequences, steps] on the CPU or `device`; the same from every backend.
 
     targets: int32 [sequences, steps, vector], eighths of a table step (FRACTION), clipped to +-TARGET_LIMIT;
-    table: int8 [2**window, vector]; weights_mask: bool [steps] or [steps, vector], False = costs nothing.
+    table: int8 [2**window, vector]; weights_mask: bool [steps] or [steps, vector], False = costs nothing;
+    states: integers [sequences], the window each sequence starts from (default 0).
     Raises ValueError on shapes and sizes out of range, and where the wished backend cannot run.
     """
     mask = _check(targets, table, step_bits, weights_mask)
@@ -27,7 +29,8 @@ def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, weights_m
     x = targets.to(torch.int32).clamp(-TARGET_LIMIT, TARGET_LIMIT) * mask.to(targets.device, torch.int32)
     bits = 1 << torch.arange(table.shape[1])
     kinds = (mask.cpu() * bits).sum(1).to(torch.uint8)                            # [steps]
-    return _run(backend, x, table, step_bits, kinds, mask, device)
+    states = _starts(states, len(targets), table.shape[0])
+    return _run(backend, x, table, step_bits, kinds, mask, states, device)
 
 
 def fixed_point(targets: torch.Tensor) -> torch.Tensor:
@@ -35,15 +38,23 @@ def fixed_point(targets: torch.Tensor) -> torch.Tensor:
     return (targets * FRACTION).round_().clamp_(-TARGET_LIMIT, TARGET_LIMIT).to(torch.int32)
 
 
-def replay(codes: torch.Tensor, table: torch.Tensor, step_bits: int) -> torch.Tensor:
+def replay(codes: torch.Tensor, table: torch.Tensor, step_bits: int, starts: torch.Tensor | None = None
+           ) -> torch.Tensor:
     """Table entries int8 [sequences, steps, vector] that step codes [sequences, steps] stand for."""
-    size = table.shape[0]
+    return table.to(codes.device)[windows(codes, table.shape[0], step_bits, starts).long()]
+
+
+def windows(codes: torch.Tensor, size: int, step_bits: int, starts: torch.Tensor | None = None) -> torch.Tensor:
+    """The state after each step code [sequences, steps], int32; size: 2**window, starts: as in encode()."""
     states = codes.to(torch.int32)                                                # [sequences, steps]
     shift = 1
     while shift * step_bits < size.bit_length() - 1:
         states[:, shift:] |= codes[:, :-shift].to(torch.int32) << (shift * step_bits)
         shift += 1
-    return table.to(codes.device)[(states & (size - 1)).long()]
+    if starts is not None:
+        for step in range(min(shift, states.shape[1])):
+            states[:, step] |= starts.to(states) << ((step + 1) * step_bits)
+    return states & (size - 1)
 
 
 def choose(device: torch.device, backend: str | None = None) -> str:
@@ -71,19 +82,31 @@ def report(device: torch.device | str) -> dict[str, str | None]:
     }
 
 
-def _run(backend, x, table, step_bits, kinds, mask, device) -> torch.Tensor:
+def _run(backend, x, table, step_bits, kinds, mask, states, device) -> torch.Tensor:
     if backend == "reference":
-        rows = [torch.from_numpy(viterbi(row.numpy(), table.numpy(), step_bits, mask.numpy())) for row in x.cpu()]
+        rows = [torch.from_numpy(viterbi(row.numpy(), table.numpy(), step_bits, mask.numpy(), int(first)))
+                for row, first in zip(x.cpu(), states, strict=True)]
         return torch.stack(rows).to(torch.uint8)
     if backend == "numba":
         from .viterbi_numba import encode as run
 
-        return run(x.cpu().contiguous(), table.cpu().contiguous(), step_bits, kinds)
+        return run(x.cpu().contiguous(), table.cpu().contiguous(), step_bits, kinds, states)
     if backend == "triton":
         from .viterbi_triton import encode as run
     else:
         from .viterbi_torch import encode as run
-    return run(x.to(device).contiguous(), table.to(device).contiguous(), step_bits, kinds)
+    return run(x.to(device).contiguous(), table.to(device).contiguous(), step_bits, kinds, states.to(device))
+
+
+def _starts(states: torch.Tensor | None, sequences: int, size: int) -> torch.Tensor:
+    """int32 [sequences] on the CPU"""
+    if states is None:
+        return torch.zeros(sequences, dtype=torch.int32)
+    states = states.cpu().to(torch.int32)
+    if states.shape != (sequences,) or bool(((states < 0) | (states >= size)).any()):
+        raise ValueError(f"expected one start state from 0 to {size - 1} for each of {sequences} sequences, got "
+                         f"{tuple(states.shape)} values")
+    return states.contiguous()
 
 
 def _check(targets, table, step_bits, mask) -> torch.Tensor:

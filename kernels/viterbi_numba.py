@@ -14,9 +14,11 @@ import torch
 from .viterbi_reference import RENORMALIZE, prepare
 
 
-def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: torch.Tensor) -> torch.Tensor:
+def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: torch.Tensor,
+           states: torch.Tensor) -> torch.Tensor:
     """Codes uint8 [sequences, steps]; targets int32 [sequences, steps, vector] clipped and zero where masked,
-    kinds: uint8 [steps], bit v set where weight v of a step counts. Threads: torch.get_num_threads().
+    kinds: uint8 [steps], bit v set where weight v of a step counts, states: int32 [sequences], where each starts.
+    Threads: torch.get_num_threads().
 
     Python threads, not numba's: its default pool ends the process when two host threads use it at once.
     """
@@ -28,7 +30,7 @@ def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: to
         groups = entries.shape[0] >> step_bits
         costs, best = _aligned(np.zeros(entries.shape[0], np.int32)), _aligned(np.zeros(groups, np.int32))
         back = _aligned(np.zeros((x.shape[1], groups), np.uint8))
-        kernel(x[first:last], kinds.numpy(), *arguments, costs, best, back, codes[first:last])
+        kernel(x[first:last], kinds.numpy(), states.numpy()[first:last], *arguments, costs, best, back, codes[first:last])
 
     threads = max(1, min(torch.get_num_threads(), len(x)))
     bounds = [len(x) * i // threads for i in range(threads + 1)]
@@ -101,12 +103,12 @@ def _narrow(window: int, step_bits: int, vector: int):
     size, groups, last = 1 << window, 1 << (window - step_bits), (1 << step_bits) - 1
 
     @njit(nogil=True)
-    def kernel(targets, kinds, base, entries, start, costs, best, back, codes):
+    def kernel(targets, kinds, states, base, entries, start, costs, best, back, codes):
         steps = targets.shape[1]
         for q in range(targets.shape[0]):
             for s in range(size):
                 costs[s] = start | base[0, s]
-            costs[0] = 0
+            costs[states[q]] = base[0, states[q]]
             for t in range(steps):
                 x0 = targets[q, t, 0] << step_bits
                 x1 = targets[q, t, vector - 1] << step_bits
@@ -146,12 +148,13 @@ def _wide(window: int, step_bits: int, vector: int):
         return int32(((second << step_bits) << 16) | ((-x[0] << step_bits) & 0xFFFF))
 
     @njit(nogil=True)
-    def kernel(targets, kinds, energies, pairs, start, costs, best, back, codes):
+    def kernel(targets, kinds, states, energies, pairs, start, costs, best, back, codes):
         steps = targets.shape[1]
         for q in range(targets.shape[0]):
             for s in range(size):
                 costs[(s & last) * groups + (s >> step_bits)] = start | (s >> (window - step_bits))
-            costs[0] = 0
+            first = states[q]
+            costs[(first & last) * groups + (first >> step_bits)] = first >> (window - step_bits)
             for t in range(steps):
                 for block in range(run // lanes):
                     choose(costs, best, back[t], block * lanes)

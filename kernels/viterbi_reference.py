@@ -42,8 +42,9 @@ def prepare(table: np.ndarray, step_bits: int) -> tuple[np.ndarray, int]:
     return base.astype(np.int32), start
 
 
-def viterbi(targets: np.ndarray, table: np.ndarray, step_bits: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """Codes int64 [steps] of the cheapest path from state 0 to any state (lowest state among equals).
+def viterbi(targets: np.ndarray, table: np.ndarray, step_bits: int, mask: np.ndarray | None = None,
+            state: int = 0) -> np.ndarray:
+    """Codes int64 [steps] of the cheapest path from `state` to any state (lowest state among equals).
 
     targets: int [steps, vector] in eighths of a table step; table: int8 [2**window, vector];
     mask: bool [steps, vector], False = this weight costs nothing. Time steps * 2**window.
@@ -57,7 +58,7 @@ def viterbi(targets: np.ndarray, table: np.ndarray, step_bits: int, mask: np.nda
     x = np.where(mask, np.clip(targets, -TARGET_LIMIT, TARGET_LIMIT), 0).astype(np.int32)
     kinds = mask @ (1 << np.arange(vector))                                       # [steps]
     costs = np.full(size, start, np.int32) | (base[0])                            # [2**window]
-    costs[0] = 0
+    costs[state] = base[0, state]
     back = np.empty((steps, low), np.uint8)
     for t in range(steps):
         best = costs.reshape(1 << step_bits, low).min(0)                          # [2**(window - step_bits)]
@@ -80,9 +81,9 @@ def trace_back(state: int, back: np.ndarray, step_bits: int) -> np.ndarray:
     return codes
 
 
-def replay(codes: np.ndarray, table: np.ndarray, step_bits: int) -> np.ndarray:
-    """Table entries int8 [steps, vector] that codes [steps] stand for."""
-    state, out = 0, np.empty((len(codes), table.shape[1]), np.int8)
+def replay(codes: np.ndarray, table: np.ndarray, step_bits: int, state: int = 0) -> np.ndarray:
+    """Table entries int8 [steps, vector] that codes [steps] stand for, the window being `state` before them."""
+    out = np.empty((len(codes), table.shape[1]), np.int8)
     for t, code in enumerate(codes):
         state = ((state << step_bits) | int(code)) & (table.shape[0] - 1)
         out[t] = table[state]

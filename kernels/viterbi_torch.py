@@ -15,16 +15,19 @@ GPU_COST_BYTES = 1 << 28
 BACK_BYTES = 1 << 26     # bytes of back pointers at once
 
 
-def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: torch.Tensor) -> torch.Tensor:
+def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: torch.Tensor,
+           states: torch.Tensor) -> torch.Tensor:
     """Codes uint8 [sequences, steps] on the targets' device; arguments as in viterbi_numba.encode."""
     sequences, steps, _ = targets.shape
     size = table.shape[0]
     cost_bytes = CPU_COST_BYTES if targets.device.type == "cpu" else GPU_COST_BYTES
     batch = max(1, min(sequences, cost_bytes // (4 * size), BACK_BYTES // (steps * (size >> step_bits))))
-    return torch.cat([_encode(some, table, step_bits, kinds.tolist()) for some in targets.split(batch)])
+    pieces = zip(targets.split(batch), states.split(batch), strict=True)
+    return torch.cat([_encode(some, table, step_bits, kinds.tolist(), first) for some, first in pieces])
 
 
-def _encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: list[int]) -> torch.Tensor:
+def _encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: list[int],
+            states: torch.Tensor) -> torch.Tensor:
     """One batch. Sequences run along the last dimension, so that every operation is over contiguous memory."""
     device, (sequences, steps, vector) = targets.device, targets.shape
     size, fan = table.shape[0], 1 << step_bits
@@ -34,7 +37,8 @@ def _encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: l
     entries = table.to(torch.int32).t()[:, :, None].contiguous()                  # [vector, 2**window, 1]
     x = (-targets.permute(1, 2, 0) << step_bits).contiguous()                     # [steps, vector, sequences]
     costs = (base[0] | start.to(torch.int32)).repeat(1, sequences)                # [2**window, sequences]
-    costs[0] = 0
+    first = states.long()
+    costs[first, torch.arange(sequences, device=device)] = base[0, first, 0]
     best = torch.empty_like(costs[:groups])
     back = torch.empty(steps, groups, sequences, dtype=torch.uint8, device=device)
     # Views made once: indexing in the loop took a fourth of the time.

@@ -13,7 +13,8 @@ from .viterbi_reference import RENORMALIZE, prepare
 BACK_BYTES = 1 << 30     # bytes of back pointers at once
 
 
-def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: torch.Tensor) -> torch.Tensor:
+def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: torch.Tensor,
+           states: torch.Tensor) -> torch.Tensor:
     """Codes uint8 [sequences, steps] on the targets' device; arguments as in viterbi_numba.encode."""
     sequences, steps, vector = targets.shape
     size = table.shape[0]
@@ -24,13 +25,14 @@ def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: to
     kinds = kinds.to(targets.device)
     for first in range(0, sequences, batch):
         some = targets[first:first + batch]
-        _viterbi[(len(some),)](some, table, kinds, back, codes[first:], steps, start, SIZE=size, STEP_BITS=step_bits,
-                               VECTOR=vector, EVERY=RENORMALIZE, num_warps=max(1, min(8, size // 512)))
+        _viterbi[(len(some),)](some, table, kinds, states[first:], back, codes[first:], steps, start, SIZE=size,
+                               STEP_BITS=step_bits, VECTOR=vector, EVERY=RENORMALIZE,
+                               num_warps=max(1, min(8, size // 512)))
     return codes
 
 
 @triton.jit
-def _viterbi(targets, table, kinds, back, codes, steps, start,
+def _viterbi(targets, table, kinds, states, back, codes, steps, start,
              SIZE: tl.constexpr, STEP_BITS: tl.constexpr, VECTOR: tl.constexpr, EVERY: tl.constexpr):
     """One sequence: targets int32 [steps, VECTOR] -> codes uint8 [steps], by way of back uint8 [steps, GROUPS].
 
@@ -48,7 +50,7 @@ def _viterbi(targets, table, kinds, back, codes, steps, start,
     own = state // GROUPS
     first = tl.load(table + state * VECTOR).to(tl.int32)
     second = tl.load(table + state * VECTOR + (VECTOR - 1)).to(tl.int32)
-    costs = tl.where(state == 0, 0, own + start)
+    costs = tl.where(state == tl.load(states + sequence), own, own + start)
     for t in range(steps):
         packed = tl.min(tl.reshape(costs, (FAN, GROUPS)), axis=0)      # [GROUPS]
         tl.store(back + group, (packed & (FAN - 1)).to(tl.uint8))

@@ -112,6 +112,24 @@ def test_a_sequence_is_coded_alike_alone_in_a_batch_and_with_threads(backend):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window, step_bits, vector", [(8, 3, 1), (12, 2, 1), (8, 5, 2), (5, 1, 1)])
+def test_a_sequence_cut_in_two_goes_on_from_its_state(backend, window, step_bits, vector):
+    table, targets = problem(window, vector, 3, 41)
+    starts = torch.tensor([0, 1, (1 << window) - 1])
+    codes = viterbi.encode(targets, table, step_bits, backend=backend, states=starts)
+    wanted = torch.stack([torch.from_numpy(viterbi_reference.viterbi(x.numpy(), table.numpy(), step_bits, None, int(s)))
+                          for x, s in zip(targets, starts, strict=True)])
+    assert torch.equal(codes.long(), wanted)
+    values = viterbi.replay(codes, table, step_bits, starts)
+    for row, start, found in zip(codes, starts, values, strict=True):
+        assert np.array_equal(viterbi_reference.replay(row.numpy(), table.numpy(), step_bits, int(start)), found.numpy())
+    states = viterbi.windows(codes[:, :7], 1 << window, step_bits, starts)[:, -1]
+    again = viterbi.encode(targets[:, 7:], table, step_bits, backend=backend, states=states)   # the best path goes on
+    assert torch.equal(viterbi.replay(again, table, step_bits, states), values[:, 7:])
+    assert not torch.equal(viterbi.encode(targets[1:], table, step_bits, backend=backend), codes[1:])
+
+
 def test_refusals_say_why():
     table, targets = problem(8, 1, 1, 5)
     with pytest.raises(ValueError, match="unknown trellis encoder 'fpga'"):
@@ -128,3 +146,5 @@ def test_refusals_say_why():
         viterbi.encode(targets, table[:200], 3)
     with pytest.raises(ValueError, match="mask"):
         viterbi.encode(targets, table, 3, torch.ones(4))
+    with pytest.raises(ValueError, match="start state from 0 to 255"):
+        viterbi.encode(targets, table, 3, states=torch.tensor([256]))

@@ -17,10 +17,11 @@ for window, step_bits, vector in ((5, 1, 1), (8, 3, 1), (8, 4, 1), (5, 3, 2), (8
     table = (torch.randn(1 << window, vector, generator=g) * 40).round().clamp(-128, 127).to(torch.int8)
     targets = viterbi.fixed_point(torch.randn(2, 35, vector, generator=g) * 60)
     mask = torch.rand(35, vector, generator=g) < 0.85
-    expected = viterbi.encode(targets, table, step_bits, mask, backend="reference")
+    states = torch.tensor([0, (1 << window) - 3], dtype=torch.int32)
+    expected = viterbi.encode(targets, table, step_bits, mask, backend="reference", states=states)
     kinds = (mask * (1 << torch.arange(vector))).sum(1).to(torch.uint8)
     viterbi_triton.BACK_BYTES = 35 * (1 << (window - step_bits))      # one sequence at a time
-    found = viterbi_triton.encode((targets * mask).int().contiguous(), table, step_bits, kinds)
+    found = viterbi_triton.encode((targets * mask).int().contiguous(), table, step_bits, kinds, states)
     assert torch.equal(found, expected), (window, step_bits, vector)
 print("same codes")
 """
