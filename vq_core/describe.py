@@ -16,7 +16,27 @@ def describe(info: dict) -> str:
     if worst:
         lines.append("largest relative weight error (squared error over squared norm):")
         lines += [f"  {layer['relative_error']:.4f}  {layer['name']}" for layer in worst]
+    if info.get("comparison"):
+        lines += comparison_lines(info["comparison"])
     return "\n".join(lines)
+
+
+def comparison_lines(comparison: dict) -> list[str]:
+    """The short form of a comparison (compare/short.py); the first line says against what and how."""
+    reference, drawn = comparison["reference"], comparison["settings"]
+    what = "this file's own source, " if reference["is_source"] else ""
+    prompts, (height, width) = _count(drawn["prompts"], f"{drawn['prompt_source']} prompt"), drawn["size"]
+    lines = [f"compared with {reference['name']} ({what}{reference['kind']}, {size(reference['bytes'])}): {prompts}, "
+             f"{_count(drawn['seeds'], 'seed')} each, {_count(drawn['steps'], 'step')}, sampler: {drawn['sampler']}, "
+             f"guidance {drawn['guidance']:g}, {width} x {height}, {comparison['tool']}"]
+    return lines + [f"  {metric['title']:16s} {interval_text(metric)}" for metric in comparison["metrics"]]
+
+
+def interval_text(metric: dict) -> str:
+    """`21.5 dB  [19.0, 24.0]`: the value and its 95 % interval"""
+    low, value, high = (_shown(metric[name], metric["digits"]) for name in ("low", "value", "high"))
+    unit = f" {metric['unit']}" if metric["unit"] else ""
+    return f"{value}{unit}" + (f"  [{low}, {high}]" if metric["count"] > 1 else "  (one prompt)")
 
 
 def spec_name(spec: dict) -> str:
@@ -32,3 +52,11 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit != "MB" else f"{nbytes:.1f} MB"
         nbytes /= 1000
     return f"{nbytes:.2f} GB"
+
+
+def _shown(value: float | str | None, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, float) else value or "-"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

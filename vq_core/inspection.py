@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import torch
 
 from .arch import component_of, make_layers
 from .bits import Stored, count_bits
+from .compare.short import stored_comparison
 from .container import Reader
 from .errors import FormatError, VQError
 from .table_record import PREFIX
 from .version import FORMAT_VERSION
+from .writer import CRC_KEY
 
 REPORT_KEY = "vq.report"
 MAX_REPORT_BYTES = 64 << 20                # a report of 64 MB would be a thousand times the largest we write
@@ -48,7 +51,7 @@ def inspect_file(path: str | Path) -> dict:
     with Reader(path) as reader:
         metadata, layers = reader.metadata, layer_table(reader)
         report = read_report(reader)
-        errors = {layer["name"]: layer["relative_error"] for layer in report.get("layers", ())}
+        errors = _errors(report)
         for layer in layers:
             if layer["name"] in errors:
                 layer["relative_error"] = errors[layer["name"]]
@@ -60,7 +63,15 @@ def inspect_file(path: str | Path) -> dict:
                 "settings": json_field(metadata, "vqpack.settings", {}),
                 "summary": json_field(metadata, "vqpack.summary", {}),
                 "modelspec": {k: v for k, v in metadata.items() if k.startswith("modelspec.")},
-                "layers": layers}
+                "comparison": stored_comparison(report), "layers": layers}
+
+
+def _errors(report: dict) -> dict[str, float]:
+    """Layer -> relative error; rows that are not as we write them count as absent."""
+    rows = report.get("layers")
+    return {row["name"]: float(row["relative_error"]) for row in (rows if isinstance(rows, list) else ())
+            if isinstance(row, dict) and isinstance(row.get("name"), str)
+            and type(row.get("relative_error")) in (int, float) and 0 <= row["relative_error"] < 1e6}
 
 
 def layer_table(reader: Reader) -> list[dict]:
@@ -108,6 +119,11 @@ def spec_of(weight) -> dict:
 
 def file_bits(reader: Reader) -> dict[str, float]:
     """The three averages, counted again from the file itself."""
+    return count_bits(stored_costs(reader), reader.file_bytes)
+
+
+def stored_costs(reader: Reader) -> list[Stored]:
+    """What each tensor of a file is and costs, for count_bits."""
     coded, stored = frozenset(reader.coded_keys()), []
     for key in reader.keys():
         entry = reader.entry(key)
@@ -116,7 +132,23 @@ def file_bits(reader: Reader) -> dict[str, float]:
         else:
             shape = reader.layout(key).shape if key in coded else entry.shape
             stored.append(Stored(key, component_of(key), prod(shape), entry.nbytes, key in coded))
-    return count_bits(stored, reader.file_bytes)
+    return stored
+
+
+def content_id(reader: Reader) -> str | None:
+    """SHA-256 that says which weights a file holds, read from its header: of one line `key dtype [d0,d1,...] crc32` a
+    tensor, sorted by key and joined by line feeds, without the report. None where the header was edited.
+    """
+    sums = reader.metadata.get(CRC_KEY, "")
+    if reader.warnings or len(sums) != 8 * len(reader.keys()):
+        return None
+    lines = []
+    for index, key in enumerate(reader.keys()):
+        entry = reader.entry(key)
+        if key != REPORT_KEY:
+            shape = ",".join(map(str, entry.shape))
+            lines.append(f"{key} {entry.dtype} [{shape}] {sums[8 * index:8 * index + 8]}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def read_result(path: Path) -> dict | None:
@@ -158,7 +190,7 @@ def read_report(reader: Reader) -> dict:
     try:
         text = unzip.decompress(packed, MAX_REPORT_BYTES)
         report = json.loads(text)
-    except (zlib.error, ValueError) as error:
+    except (zlib.error, ValueError, RecursionError) as error:
         raise FormatError(f"expected gzip'd JSON in '{REPORT_KEY}', got damaged bytes ({error}); the weights can still "
                           f"be used, `vqpack verify` lists what else is wrong") from None
     return report if isinstance(report, dict) else {}

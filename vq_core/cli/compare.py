@@ -1,4 +1,4 @@
-"""`vqpack compare`."""
+"""`vqpack compare` and `vqpack attach`."""
 from __future__ import annotations
 
 import argparse
@@ -23,6 +23,20 @@ def run(args) -> int:
     print(table(result.data))
     verb = "is already there" if result.already_there else f"took {console.duration(seconds())}"
     print(f"{result.html}: {console.size(result.html.stat().st_size)}, {verb}; numbers in {result.json.name}")
+    if any(checkpoint.get("content") for checkpoint in result.data["checkpoints"][1:]):
+        print(f"to keep the numbers in a vqpack file: vqpack attach FILE \"{result.json}\"")
+    return 0
+
+
+def run_attach(args) -> int:
+    """Write the copy, print what it says now."""
+    from ..compare.attach import attach
+    from ..describe import comparison_lines
+    from ..inspection import inspect_file
+
+    path = attach(args.file, args.comparison, args.output, overwrite=args.overwrite, progress=console.progress())
+    print(f"{path}: {console.size(path.stat().st_size)}")
+    print("\n".join(comparison_lines(inspect_file(path)["comparison"])))
     return 0
 
 

@@ -13,7 +13,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vqpack", description="Codebook-compressed SDXL checkpoints.")
     parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_inspect, _add_decompress, _add_verify, _add_compare, _add_demo, _add_doctor):
+    for add in (_add_quantize, _add_inspect, _add_decompress, _add_verify, _add_compare, _add_attach, _add_demo,
+                _add_doctor):
         add(commands)
     return parser
 
@@ -121,6 +122,17 @@ def _add_compare(commands) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace an earlier report")
     p.add_argument("--json", metavar="FILE", help="write the result as JSON there too")
     p.set_defaults(run=run)
+
+
+def _add_attach(commands) -> None:
+    from .compare import run_attach
+
+    p = commands.add_parser("attach", help="write a copy of a vqpack file that holds what compare measured of it")
+    p.add_argument("file")
+    p.add_argument("comparison", metavar="RESULT", help="compare.json, or the folder compare wrote it into")
+    p.add_argument("-o", "--output", metavar="OUT", help="file or folder (default: beside FILE, with a number)")
+    p.add_argument("--overwrite", action="store_true", help="replace OUT; without OUT: FILE itself")
+    p.set_defaults(run=run_attach)
 
 
 def _add_demo(commands) -> None:

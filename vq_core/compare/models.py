@@ -14,8 +14,10 @@ from ..configs import read_config
 from ..container import Reader
 from ..demo import PROMPTS as TESTBED_PROMPTS
 from ..errors import FormatError, PlanError, UnsupportedError
-from ..inspection import file_bits
+from ..inspection import content_id, file_bits
 from ..pipeline import CLIP_G, CLIP_L, VAE_PREFIX, load_parts, load_pipeline, quiet
+from ..progress import Progress
+from ..source import open_source
 from ..source_reader import open_reader
 from .prompts import SDXL_PROMPTS
 
@@ -41,6 +43,7 @@ class Checkpoint:
     identity: tuple                        # what a stopped run goes on with: it must be the same files
     lacks: tuple[str, ...] = ()            # of PARTS
     texts: Mapping[str, str] = field(default_factory=dict)         # of the metadata, for people
+    content: str | None = None             # inspection.content_id of a vqpack file
 
     @property
     def name(self) -> str:
@@ -61,7 +64,8 @@ def open_checkpoint(path: str | Path, letter: str) -> Checkpoint:
         texts = {key: value for key, value in reader.metadata.items()
                  if key.startswith("modelspec.") and len(value) < 500}
         return Checkpoint(letter, path, kind, reader.file_bytes, bits, detect(shapes, path.name), shapes,
-                          dict(reader.metadata), _identity(path), _lacks(shapes), texts)
+                          dict(reader.metadata), _identity(path), _lacks(shapes), texts,
+                          content_id(reader) if ours else None)
 
 
 def check_together(checkpoints: list[Checkpoint]) -> list[str]:
@@ -170,6 +174,14 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def source_sha256(checkpoint: Checkpoint, progress: Progress) -> str | None:
+    """SHA-256 of an ordinary checkpoint as `vqpack.source` has it; None for a vqpack file."""
+    if checkpoint.kind == "vqpack file":
+        return None
+    with open_source(checkpoint.path) as source:
+        return source.sha256(progress)
 
 
 def _own_prediction(pipe, checkpoint: Checkpoint) -> None:

@@ -27,6 +27,7 @@ from .models import (
     find_configs,
     is_testbed,
     open_checkpoint,
+    source_sha256,
 )
 from .output import read_json, write_json
 from .prompts import BUILT_IN, Prompts, read_prompts
@@ -115,15 +116,22 @@ class _Run:
         for checkpoint in checkpoints:
             rows[checkpoint.letter] = parts.note(f"{checkpoint.letter}-weights", lambda c=checkpoint: layer_rows(
                 c, checkpoints[0], self.progress))
+        sha256 = self._reference_sha256(parts)
         self.progress.start("drawing", sum(work(c, self.models, self.settings, parts) for c in checkpoints))
         for number, checkpoint in enumerate(checkpoints, 1):
             draw_all(checkpoint, self.models, self.settings, parts, self.progress)
             if number > 1:
-                data = self._data(number, parts, rows)
+                data = self._data(number, parts, rows, sha256)
                 write_report(html, data, lambda letter, prompt, seed: parts.load(letter, prompt, seed).picture)
                 write_json(html.with_suffix(".json"), data)
         self.progress.finish()
         return data
+
+    def _reference_sha256(self, parts: Parts) -> str | None:
+        """Of the reference's file, where a vqpack file is measured that may want to keep the result."""
+        first, *others = self.models.checkpoints
+        wanted = any(checkpoint.content is not None for checkpoint in others)
+        return parts.note("A-source", lambda: source_sha256(first, self.progress)) if wanted else None
 
     def _target(self, folder: Path, overwrite: bool) -> Path:
         """The report's name: of an earlier, perhaps partial report of this comparison, else a free one."""
@@ -142,7 +150,7 @@ class _Run:
         latents = 16 * height * width * (3 * self.settings.steps + 1) // self.models.factor() ** 2
         return pictures * (latents + 6 * height * width * len(self.models.checkpoints)) + (1 << 24)
 
-    def _data(self, drawn: int, parts: Parts, rows: dict[str, list[dict]]) -> dict:
+    def _data(self, drawn: int, parts: Parts, rows: dict[str, list[dict]], sha256: str | None) -> dict:
         """Everything the report says, for the first `drawn` checkpoints."""
         checkpoints = self.models.checkpoints
         values = {c.letter: parts.values(c.letter, self.settings) for c in checkpoints[1:drawn]}
@@ -151,7 +159,8 @@ class _Run:
             "version": VERSION, "tool": f"vqpack {__version__}", "fingerprint": self.fingerprint,
             "complete": drawn == len(checkpoints), "notes": self.notes,
             "settings": {**self.settings.to_json(), "prompt_file": self.prompts.origin, "torch": torch.__version__},
-            "checkpoints": [_described(c, rows[c.letter], values.get(c.letter)) for c in checkpoints[:drawn]],
+            "checkpoints": [{**_described(c, rows[c.letter], values.get(c.letter)),
+                             **({"sha256": sha256} if c is checkpoints[0] else {})} for c in checkpoints[:drawn]],
             "not_drawn": [c.name for c in checkpoints[drawn:]],
             "metrics": [{"name": m.name, "title": m.title, "unit": m.unit, "statistic": m.statistic,
                          "digits": m.digits, "meaning": m.meaning, "higher_is_better": m.higher_is_better}
@@ -167,6 +176,7 @@ class _Run:
 def _described(checkpoint: Checkpoint, rows: list[dict], values) -> dict:
     return {"letter": checkpoint.letter, "name": checkpoint.name, "kind": checkpoint.kind,
             "architecture": checkpoint.architecture.name, "prediction": checkpoint.architecture.prediction,
-            "file_bytes": checkpoint.file_bytes, "bits": dict(checkpoint.bits), "texts": dict(checkpoint.texts),
+            "file_bytes": checkpoint.file_bytes, "content": checkpoint.content, "bits": dict(checkpoint.bits),
+            "texts": dict(checkpoint.texts),
             "weight_error": {part: mean_error(rows, part) for part in ("unet", "te1", "te2")},
             "metrics": summary(values) if values else {}, "steps": step_curve(values) if values else []}
