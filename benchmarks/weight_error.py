@@ -5,7 +5,7 @@
 Two errors, both squared and relative: of the weights, and of the outputs for correlated inputs (weight_layers.py).
 Everything a method stores is in its bits. Needs the peers' packages (`pip install vqpack[peers]`) for the peers; says
 which are absent and why. A killed run goes on where it was (out/weight_error.jsonl); --fresh starts anew.
-Writes weight_error.csv, .json and, with matplotlib, .png into benchmarks/results.
+Writes weight_error.csv and .json into benchmarks/results and, with matplotlib, docs/images/weight-error.png.
 """
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from pathlib import Path
 
 import torch
 from alias import RESULTS, ROOT, machine
-from equal_bits import compare
-from peers import METHODS, absent
+from equal_bits import CURVE, compare
+from peers import METHODS, Method, absent
 from weight_layers import SETS, NamedWeight, correlated_inputs, load_layers, sdxl_share
+from weight_plot import draw
 
 SPOOL = ROOT / "out" / "weight_error.jsonl"
+PICTURE = ROOT / "docs" / "images" / "weight-error.png"
 COLUMNS = ("model", "method", "family", "bits", "bits_where_coded", "metric", "low", "value", "high", "layers",
            "coded_share", "sdxl_unet_coded_share", "sdxl_unet_bits", "verdict", "machine", "commit")
 
@@ -31,30 +33,39 @@ COLUMNS = ("model", "method", "family", "bits", "bits_where_coded", "metric", "l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--methods", default="", help="regular expression; our trellis is always measured")
+    parser.add_argument("--methods", default="", help="regular expression of whole names or families, "
+                        "e.g. 'gguf|hqq|sdnq-uint4.*'; our trellis is always measured")
     parser.add_argument("--layers", type=int, default=0, help="of each set, 0 = all it has")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="folder for everything, instead of the two in the repository")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run measured")
     parser.add_argument("--report", action="store_true", help="measure nothing, write what was measured")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)       # the peers' own chatter
-    chosen = [m for name, m in METHODS.items() if name.startswith("ours-trellis") or re.search(args.methods, name)]
+    chosen = choose(args.methods)
     if args.fresh:
         SPOOL.unlink(missing_ok=True)
     missing = {} if args.report else absent(chosen)
     for family, why in missing.items():
         print(f"absent: {family}: {why}", flush=True)
-    layers = [layer for name in args.sets.split(",") for layer in load_layers(name, args.layers)]
-    rows = load_rows(SPOOL) if args.report else measure_all(layers, [m for m in chosen if m.family not in missing])
-    write(rows, missing, args.out)
+    layers = [] if args.report else [layer for name in args.sets.split(",") for layer in load_layers(name, args.layers)]
+    rows = measure_all(layers, [m for m in chosen if m.family not in missing])
+    write(rows, missing, args.out or RESULTS)
+    draw([row for row in rows if "failed" not in row],
+         args.out / "weight_error.png" if args.out else PICTURE)
+
+
+def choose(pattern: str) -> list[Method]:
+    """The methods whose name or family the pattern matches as a whole, and our curve; all where it is empty."""
+    return [method for name, method in METHODS.items() if not pattern or name.startswith(CURVE)
+            or re.fullmatch(pattern, name) or re.fullmatch(pattern, method.family)]
 
 
 def measure_all(layers: list[NamedWeight], methods) -> list[dict]:
     """Every method on every layer, one line of SPOOL each; lines that are there already are not measured again."""
     SPOOL.parent.mkdir(exist_ok=True)
-    rows = load_rows(SPOOL)
+    rows, commit = load_rows(SPOOL), machine()["commit"]
     done = {(row["set"], row["layer"], row["method"]) for row in rows}
     with SPOOL.open("a") as spool:
         for number, layer in enumerate(layers, 1):
@@ -62,7 +73,7 @@ def measure_all(layers: list[NamedWeight], methods) -> list[dict]:
             outputs = float((layer.weight.flatten(1) @ inputs).double().square().sum())
             for method in methods:
                 if (layer.set, layer.name, method.name) not in done:
-                    rows.append(measure(layer, method, inputs, outputs))
+                    rows.append({**measure(layer, method, inputs, outputs), "commit": commit})
                     spool.write(json.dumps(rows[-1]) + "\n")
                     spool.flush()
             print(f"{number}/{len(layers)} {layer.set} {layer.name} {list(layer.weight.shape)}", flush=True)
@@ -74,6 +85,7 @@ def measure(layer: NamedWeight, method, inputs: torch.Tensor, outputs: float) ->
     row = {"set": layer.set, "layer": layer.name, "shape": list(layer.weight.shape), "method": method.name,
            "family": method.family, "weights": layer.weight.numel()}
     started = time.monotonic()
+    torch.manual_seed(0)                   # some peers draw random numbers
     try:
         coded = method.code(layer.weight.clone())
     except Exception as error:  # noqa: BLE001  foreign code: whatever it raises is a result
@@ -97,9 +109,10 @@ def load_rows(path: Path) -> list[dict]:
 
 
 def write(rows: list[dict], missing: dict[str, str], folder: Path) -> None:
-    """The results as weight_error.csv and .json, and a plot where matplotlib is there."""
+    """The results as weight_error.csv and .json."""
     folder.mkdir(exist_ok=True)
-    here, good = machine(), [row for row in rows if "failed" not in row]
+    good = [row for row in rows if "failed" not in row]
+    here = {**machine(), "commit": "+".join(sorted({row["commit"] for row in rows}))}
     compared = compare(good)
     for row in compared:
         share, _ = sdxl_share(METHODS[row["method"]])
@@ -110,12 +123,17 @@ def write(rows: list[dict], missing: dict[str, str], folder: Path) -> None:
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         table.writerows(line for row in compared for line in _lines(row, here))
-    failed = [row for row in rows if "failed" in row]
-    layers = [{key: value for key, value in row.items() if key != "seconds"} for row in good]
-    (folder / "weight_error.json").write_text(json.dumps(
-        {"machine": here, "absent": missing, "failed": failed, "comparisons": compared, "layers": layers},
-        indent=None, separators=(",", ":")).replace('},{', '},\n{') + "\n")
-    _plot(good, folder / "weight_error.png")
+    found = {"machine": here, "absent": missing, "failed": [row for row in rows if "failed" in row],
+             "settings": {row["method"]: row["settings"] for row in good}, "comparisons": compared,
+             "layers": [_short(row) for row in good]}
+    (folder / "weight_error.json").write_text(
+        json.dumps(found, separators=(",", ":")).replace('},{', '},\n{') + "\n")
+
+
+def _short(row: dict) -> dict:
+    """What the JSON keeps of one layer and method"""
+    kept = {key: row[key] for key in ("set", "layer", "shape", "method", "stored_bytes", "coded_share")}
+    return {**kept, "plain": float(f"{row['plain']:.6g}"), "correlated": float(f"{row['correlated']:.6g}")}
 
 
 def _lines(row: dict, here: dict):
@@ -128,29 +146,6 @@ def _lines(row: dict, here: dict):
             yield {**row, **shown, "model": row["set"], "metric": f"{row['metric']} {metric}", "low": low,
                    "value": value, "high": high, "machine": here["cpu"], "commit": here["commit"],
                    "verdict": row["verdict"] if metric == "ours_over_it" else ""}
-
-
-def _plot(rows: list[dict], path: Path) -> None:
-    """Plain error times 4^bits (1 = Shannon's bound for Gaussian weights) over bits, one panel a set."""
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        return
-    sets = [name for name in SETS if any(row["set"] == name for row in rows)]
-    figure, axes = pyplot.subplots(1, len(sets), figsize=(6 * len(sets), 5), squeeze=False, sharey=True)
-    found = [row for row in compare(rows) if row["metric"] == "plain" and row["error"] and row["coded_share"] > 0]
-    families = sorted({row["family"] for row in found}, key=lambda name: (not name.startswith("ours"), name))
-    for axis, name in zip(axes[0], sets):
-        for number, family in enumerate(families):
-            points = sorted((row["bits_where_coded"], row["error"][1]) for row in found
-                            if row["set"] == name and row["family"] == family)
-            line = "-" if family.startswith("ours") else ""
-            axis.plot(*zip(*points), line, marker="ov^sDP*Xp"[number % 9], label=family) if points else None
-        axis.set(title=name, xlabel="stored bits a weight, where coded", yscale="log", xlim=(0.8, 7))
-    axes[0][0].set_ylabel("relative squared error of the weights")
-    axes[0][-1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from make_checkpoint import read_shapes, weights
 
 load_vqpack()
 SETS = ("sdxl-normal", "sdxl-trained-like", "testbed")
-# One layer of every kind, SDXL's true shapes: cross-attention on the text, attention 640 and 1280, feed-forward,
-# shortcut, and a 3x3 convolution. The larger ones differ only in row length.
-SDXL_LAYERS = ("input_blocks.4.1.transformer_blocks.0.attn1.to_q", "input_blocks.2.0.in_layers.2",
-               "input_blocks.4.1.transformer_blocks.0.attn2.to_k", "input_blocks.4.0.skip_connection",
-               "input_blocks.4.1.transformer_blocks.0.ff.net.2", "output_blocks.0.1.transformer_blocks.0.attn1.to_q")
-TESTBED_LAYERS = 10
+# SDXL's true shapes, each kind of layer, five linears and five convolutions, up to 1.6 M weights: attention, output
+# projection, text, feed-forward, 1280-wide attention; 3x3 and 1x1 convolutions. The larger layers have longer rows.
+SDXL_LAYERS = ("input_blocks.4.0.skip_connection", "input_blocks.4.1.transformer_blocks.0.attn1.to_q",
+               "output_blocks.7.0.skip_connection", "output_blocks.4.1.transformer_blocks.0.attn1.to_out.0",
+               "output_blocks.6.0.skip_connection", "input_blocks.4.1.transformer_blocks.0.attn2.to_k",
+               "input_blocks.7.0.skip_connection", "input_blocks.4.1.transformer_blocks.0.ff.net.2",
+               "input_blocks.2.0.in_layers.2", "output_blocks.0.1.transformer_blocks.0.attn1.to_q")
+TESTBED_LAYERS = 20
 # The inputs: neighboring channels (after a fixed shuffle) correlate by .9, neighboring pixels by .8, and channel
 # magnitudes are log-normal (sigma .5). The gram's largest eigenvalue is some 50 times its mean.
 CHANNEL_CORRELATION, PIXEL_CORRELATION, MAGNITUDE_SPREAD, SAMPLES = 0.9, 0.8, 0.5, 512

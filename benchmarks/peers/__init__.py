@@ -37,13 +37,16 @@ class Method:
 
 
 def _sdnq() -> list[Method]:
-    variants = ({}, {"half_scales": True}, {"codebook": True}, {"hadamard": True}, {"svd": True},
-                {"codebook": True, "hadamard": True}, {"codebook": True, "hadamard": True, "svd": True},
-                {"codebook": True, "half_scales": True},
-                {"codebook": True, "hadamard": True, "half_scales": True, "group": -1})      # its leanest
-    words = {"half_scales": "fp16-scales", "group": "rows"}
-    return [Method("-".join([f"sdnq-uint{bits}", *(words.get(key, key) for key in variant)]), sdnq, bits, variant,
-                   "sdnq") for bits in (2, 3, 4) for variant in variants]
+    rotated = {"codebook": True, "hadamard": True}
+    variants = (("", {}), ("fp16-scales", {"half_scales": True}), ("uint8-scales", {"byte_scales": True}),
+                ("codebook", {"codebook": True}), ("hadamard", {"hadamard": True}), ("svd", {"svd": True}),
+                ("hadamard-uint8-scales", {"hadamard": True, "byte_scales": True}),
+                ("codebook-hadamard", rotated), ("codebook-hadamard-svd", {**rotated, "svd": True}),
+                # its leanest: no groups
+                ("codebook-hadamard-fp16-scales-rows", {**rotated, "half_scales": True, "group": -1}),
+                ("codebook-fp16-scales-tensor", {"codebook": True, "half_scales": True, "group": -2}))
+    return [Method(f"sdnq-uint{bits}" + (f"-{name}" if name else ""), sdnq, bits, settings, "sdnq")
+            for bits in (2, 3, 4) for name, settings in variants]
 
 
 def _ours() -> list[Method]:

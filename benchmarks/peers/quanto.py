@@ -20,18 +20,22 @@ def code(weight: torch.Tensor, bits: int, optimizer: str = "max") -> Coded:
     name = f"quanto-qint{bits}" + ("-hqq" if optimizer == "hqq" else "")
     settings = {"bits": bits, "optimizer": optimizer, "version": version("optimum-quanto")}
     chosen = quanto.HqqOptimizer() if optimizer == "hqq" else quanto.MaxOptimizer()
+    _unpack_in_python()
     module = modules.quantize_module(_layer(weight), weights=getattr(quanto, f"qint{bits}"), optimizer=chosen)
     module.freeze()
-    _unpack_in_python()
     coded = module.weight
     stored = count_bytes(coded._data._data, coded._scale, coded._shift)
     return Coded(coded.dequantize().detach().float().view(weight.shape), stored, 1.0, name, settings)
 
 
 def _unpack_in_python() -> None:
-    """Use quanto's own plain unpacking: its C++ one is compiled at first use and waits forever for a stale lock."""
-    plain = need("optimum.quanto.library.unpack", "optimum-quanto").unpack
-    need("optimum.quanto.library.extensions.cpp", "optimum-quanto").ext._lib = SimpleNamespace(unpack=plain)
+    """Replace quanto's C++ unpacking by the same in torch: it is compiled at first use and waits for stale locks."""
+    need("optimum.quanto.library.extensions.cpp", "optimum-quanto").ext._lib = SimpleNamespace(unpack=unpack)
+
+
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [n, ...] holding 8 / bits planes, lowest bits first -> uint8 [8 / bits * n, ...]"""
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
 
 
 def _layer(weight: torch.Tensor) -> torch.nn.Module:

@@ -19,22 +19,24 @@ def codes(shape: tuple[int, ...]) -> bool:
 
 
 def code(weight: torch.Tensor, bits: int, codebook: bool = False, hadamard: bool = False, svd: bool = False,
-         half_scales: bool = False, group: int = 0) -> Coded:
+         half_scales: bool = False, byte_scales: bool = False, group: int = 0) -> Coded:
     """Code float32 [out, in(, kh, kw)] with unsigned integers of `bits`, everything else as SDNQ chooses it.
 
-    half_scales: fp16 instead of its default fp32 scales (dequantize_fp32=False). group: 0 = its own choice, -1 = rows.
+    half_scales: fp16 instead of its default fp32 scales (dequantize_fp32=False); byte_scales: scales coded with 8 bits
+    in turn (scale_dtype). group: 0 = its own choice, -1 = rows, -2 = the tensor.
     """
     quantizer = need("sdnq.quantizer", "sdnq")
     extras = [word for word, on in (("codebook", codebook), ("hadamard", hadamard), ("svd", svd),
-                                    ("fp16-scales", half_scales), ("rows", group < 0)) if on]
+                                    ("fp16-scales", half_scales), ("uint8-scales", byte_scales), ("rows", group == -1),
+                                    ("tensor", group == -2)) if on]
     name = "-".join(["sdnq", f"uint{bits}", *extras])
     settings = {"bits": bits, "codebook": codebook, "hadamard": hadamard, "svd": svd, "half_scales": half_scales,
-                "group": group, "version": version("sdnq")}
+                "byte_scales": byte_scales, "group": group, "version": version("sdnq")}
     if not codes(tuple(weight.shape)):
         return kept(weight, name, settings)
     decoder, stored = quantizer.sdnq_quantize_layer_weight(
         weight.half(), layer_class_name="Conv2d" if weight.dim() == 4 else "Linear", weights_dtype=f"uint{bits}",
         use_codebook=codebook, use_hadamard=hadamard, use_svd=svd, dequantize_fp32=not half_scales,
-        group_size=group)
+        scale_dtype="uint8" if byte_scales else None, group_size=group)
     decoded = decoder(**stored, skip_compile=True, dtype=torch.float32)
     return Coded(decoded.float().reshape(weight.shape), count_bytes(*stored.values()), 1.0, name, settings)

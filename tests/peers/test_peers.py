@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 
 import numpy as np
@@ -150,47 +149,106 @@ def test_trellis_counts_its_blob_and_a_share_of_the_table(bench):
     assert torch.equal(coded.decoded, own.decode())
 
 
-def test_curve_is_read_in_the_logarithm(bench):
+def test_curve_is_a_mix_between_rates_and_flat_beyond(bench):
     read = bench("equal_bits").read_curve
-    points = [(3.0, math.exp(-6)), (1.0, math.exp(-2)), (2.0, math.exp(-3))]
-    assert read(points, 1.5) == (pytest.approx(-2.5), False)
-    assert read(points, 2.5) == (pytest.approx(-4.5), False)
-    assert read(points, 3.0) == (pytest.approx(-6), False)
-    assert read(points, 4.0) == (pytest.approx(-9), True)
-    assert read(points, 0.5) == (pytest.approx(-1.5), True)
+    points = [(3.0, 0.02), (1.0, 0.3), (2.0, 0.1)]
+    assert read(points, 1.5) == (pytest.approx(0.2), 0)
+    assert read(points, 2.75) == (pytest.approx(0.04), 0)
+    assert read(points, 1.0) == (0.3, 0) and read(points, 3.0) == (pytest.approx(0.02), 0)
+    assert read(points, 4.0) == (0.02, 1)
+    assert read(points, 0.5) == (0.3, -1)
 
 
-def made(factor: float, share=(1, 1, 1), wobble=(1.0, 1.0, 1.0), bits=2.5) -> list[dict]:
-    """Rows of a curve 4^-bits and a peer `factor` times worse, on three layers of 100 weights."""
+def made(factor: float, share=(1, 1, 1, 1, 1), wobble=(1.0,) * 5, bits=2.5, shapes=((10, 10),) * 5) -> list[dict]:
+    """Rows of a curve 2^-bits and a peer whose error is `factor` times that at 2.5 bits, on layers of 100 weights."""
     rows = []
-    for layer in range(3):
-        base = {"set": "s", "layer": str(layer), "weights": 100, "coded_share": 1}
-        rows += [{**base, "method": f"ours-trellis-{b}", "family": "ours-trellis", "bits": b, "plain": 4.0**-b,
-                  "correlated": 4.0**-b} for b in (1, 2, 3)]
-        error = factor * wobble[layer] * 4.0**-bits if share[layer] else 1e-8
+    for layer, shape in enumerate(shapes):
+        base = {"set": "s", "layer": str(layer), "shape": shape, "weights": 100, "coded_share": 1}
+        rows += [{**base, "method": f"ours-trellis-{b}", "family": "ours-trellis", "bits": b, "plain": 2.0**-b,
+                  "correlated": 2.0**-b} for b in (1, 2, 3)]
+        error = factor * wobble[layer] * (2.0**-2 + 2.0**-3) / 2 if share[layer] else 1e-8
         rows.append({**base, "method": "p", "family": "p", "bits": bits if share[layer] else 16.0, "plain": error,
                      "correlated": error, "coded_share": share[layer]})
     return rows
 
 
-def verdict(bench, rows) -> dict:
-    return next(row for row in bench("equal_bits").compare(rows) if row["method"] == "p" and row["metric"] == "plain")
+def verdict(bench, rows, name="s") -> dict:
+    return next(row for row in bench("equal_bits").compare(rows)
+                if (row["set"], row["method"], row["metric"]) == (name, "p", "plain"))
 
 
 def test_a_known_factor_is_recovered(bench):
     row = verdict(bench, made(2.0))
     assert row["ours_over_it"] == pytest.approx([0.5] * 3) and row["verdict"] == "ours has less error"
-    assert (row["bits"], row["coded_share"], row["layers_compared"]) == (2.5, 1, 3)
+    assert (row["bits"], row["coded_share"], row["layers_compared"]) == (2.5, 1, 5)
     assert verdict(bench, made(0.5))["verdict"] == "ours has more error"
-    assert verdict(bench, made(1.0, wobble=(0.8, 1.0, 1.3)))["verdict"] == "undecided"
+    assert verdict(bench, made(1.0, wobble=(0.8, 0.9, 1.0, 1.2, 1.3)))["verdict"] == "undecided"
 
 
-def test_no_claim_where_a_peer_keeps_layers_or_leaves_our_rates(bench):
-    row = verdict(bench, made(2.0, share=(1, 1, 0)))
-    assert row["verdict"] == "no claim: it codes 67 % of these weights"
-    assert row["bits"] == pytest.approx((2 * 2.5 + 16) / 3) and row["layers_compared"] == 2
-    assert verdict(bench, made(2.0, bits=5.5))["verdict"] == "no claim: 3 layers beyond our rates"
-    assert verdict(bench, made(2.0, share=(0, 0, 0)))["verdict"] == "no claim: nothing to compare"
+def test_no_claim_where_a_peer_keeps_layers(bench):
+    row = verdict(bench, made(2.0, share=(1, 1, 1, 1, 0)))
+    assert row["verdict"] == "no claim: it codes 80 % of these weights"
+    assert row["bits"] == pytest.approx((4 * 2.5 + 16) / 5) and row["layers_compared"] == 4
+    assert verdict(bench, made(2.0, share=(0,) * 5))["verdict"] == "no claim: nothing to compare"
+
+
+def test_a_peer_of_linears_is_compared_on_linears(bench):
+    """Six layers, the last a convolution: no claim on all, a claim on five; four linears are too few."""
+    shapes = ((10, 10),) * 5 + ((10, 10, 1, 1),)
+    rows = made(2.0, share=(1, 1, 1, 1, 1, 0), wobble=(1.0,) * 6, shapes=shapes)
+    assert verdict(bench, rows)["verdict"].startswith("no claim: it codes 83 %")
+    linear = verdict(bench, rows, "s, linear layers")
+    assert (linear["verdict"], linear["layers"], linear["coded_share"]) == ("ours has less error", 5, 1)
+    few = verdict(bench, [row for row in rows if row["layer"] != "0"], "s, linear layers")
+    assert few["verdict"] == "no claim: 4 layers are too few, 5 are needed"
+    assert not [row for row in bench("equal_bits").compare(made(2.0)) if row["set"] != "s"]
+
+
+def test_nothing_is_extrapolated_beyond_our_rates(bench):
+    """Above our 3 bits: less error there is a claim, more error is none. Below 1 bit: no claim."""
+    worse = verdict(bench, made(2.0, bits=4.5))
+    assert worse["ours_over_it"] == pytest.approx([1 / 3] * 3)     # 2^-3 over 2 * 3/16
+    assert worse["verdict"] == "ours has less error, with fewer bits on 5 of 5 layers"
+    assert verdict(bench, made(0.5, bits=4.5))["verdict"] \
+        == "no claim: it stores more than our highest rate on 5 of 5 layers"
+    assert verdict(bench, made(9.0, bits=0.5))["verdict"] \
+        == "no claim: it stores less than our lowest rate on 5 of 5 layers"
+
+
+def test_methods_are_chosen_by_whole_names_and_families(bench):
+    choose = bench("weight_error").choose
+    names = {method.name for method in choose("hqq|bnb-.*")} - {method.name for method in choose("nothing")}
+    assert names == {"hqq-2bit-g16", "hqq-2bit-g64", "hqq-3bit-g64", "hqq-4bit-g64", "bnb-nf4", "bnb-nf4-nested"}
+    assert {method.family for method in choose("nothing")} == {"ours-trellis"}
+    assert len(choose("")) == len(bench("peers").METHODS)
+
+
+def test_quanto_unpacks_planes_of_bits(bench):
+    """0b11100100 holds 0, 1, 2, 3; the planes of two bytes follow each other."""
+    unpack = bench("peers.quanto").unpack
+    packed = torch.tensor([0b11100100, 0b00011011], dtype=torch.uint8)
+    assert unpack(packed, 2).tolist() == [0, 3, 1, 2, 2, 1, 3, 0]
+    assert unpack(packed, 4).tolist() == [4, 11, 14, 1]
+
+
+def test_killed_runs_go_on_and_reports_are_the_same(bench, tmp_path, monkeypatch):
+    """Rows that were measured stay as they are, others are added; CSV and JSON twice the same."""
+    error, layers, peers = bench("weight_error"), bench("weight_layers"), bench("peers")
+    monkeypatch.setattr(error, "SPOOL", tmp_path / "spool.jsonl")
+    monkeypatch.setattr(error, "machine", lambda: {"cpu": "c", "commit": "abc"})
+    weight = layers.NamedWeight("testbed", "a", torch.randn(16, 32, generator=torch.Generator().manual_seed(0)))
+    two = [peers.METHODS["ours-palette-2"], peers.METHODS["ours-uniform-3"]]
+    error.measure_all([weight], two[:1])
+    monkeypatch.setattr(error, "machine", lambda: {"cpu": "c", "commit": "def"})
+    with (tmp_path / "spool.jsonl").open("a") as spool:
+        spool.write('{"set": "testbed", "lay\n')                  # what a kill leaves
+    rows = error.measure_all([weight], two)
+    assert [(row["method"], row["commit"]) for row in rows] == [("ours-palette-2", "abc"), ("ours-uniform-3", "def")]
+    for name in "xy":
+        error.write(error.load_rows(error.SPOOL), {"hqq": "hqq: absent"}, tmp_path / name)
+    for file in ("weight_error.csv", "weight_error.json"):
+        assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
+    assert ",abc+def\n" in (tmp_path / "x" / "weight_error.csv").read_text()
 
 
 def test_inputs_are_correlated_as_stated(bench):
