@@ -49,11 +49,19 @@ class Gram:
         return (self.blocks.double() * self.count + self.held_out.double() * self.held_out_count) / total
 
 
+def inner(a: torch.Tensor, b: torch.Tensor, blocks: torch.Tensor, rows: int = 1024) -> torch.Tensor:
+    """a gram bᵀ of each pair of rows: float [rows, cols] twice -> float64 [rows], computed in chunks of rows."""
+    n, size, _ = blocks.shape
+    sums = []
+    for some, other in zip(a.split(rows), b.split(rows), strict=True):
+        left = some.reshape(-1, n, size).transpose(0, 1).to(blocks.dtype) @ blocks  # [n, rows, size]
+        sums.append((left.double() * other.reshape(-1, n, size).transpose(0, 1)).sum((0, 2)))
+    return torch.cat(sums)
+
+
 def output_error(lost: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """Mean squared change of each output for an error of the weights: lost [rows, cols] -> float64 [rows].
 
-    The diagonal of lost · gram · lostᵀ (methods: tr(D G Dᵀ) is its sum).
+    Their sum is tr(D G Dᵀ) (VQDM, arXiv 2409.00492, section 3.2).
     """
-    n, size, _ = blocks.shape
-    parts = lost.double().view(-1, n, size).transpose(0, 1)                         # [n, rows, size]
-    return ((parts @ blocks.double()) * parts).sum((0, 2))
+    return inner(lost, lost, blocks)

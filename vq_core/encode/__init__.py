@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import FormatError
+from ..gram import Gram, output_error
 from ..progress import Progress
 from ..record import build_blob, parse_blob, read_layout
 from ..spec import Spec
@@ -24,6 +25,7 @@ class EncodedWeight:
     weight: CodedWeight                    # its blob is what a file stores
     relative_error: float                  # squared error over squared norm of the weight
     tables: tuple[int, ...]                # ids of shared tables
+    output_error: float | None = None      # squared error over square of the outputs, where a gram was given
 
 
 def encoder_for(kind: str):
@@ -51,10 +53,11 @@ def to_matrix(weight: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dtype: torch.dtype = torch.float16,
                   splits: tuple[int, ...] = (), seed: int = 0, device: str | None = None, progress=None,
-                  **options) -> EncodedWeight:
+                  gram: Gram | None = None, **options) -> EncodedWeight:
     """Code one weight, float32 [out, in] or [out, in, kh, kw].
 
     splits: sizes of the input-channel ranges coded apart (Q-Diffusion's split shortcut); () = one range.
+    gram: of the layer's inputs, by which errors are weighed and corrected; None = data-free.
     Raises FormatError naming the key where the weight holds NaN or Inf.
     """
     if not torch.isfinite(weight).all():
@@ -68,13 +71,25 @@ def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dty
         edges.append(edges[-1] + size)
     parts = []
     for start, stop in zip(edges, edges[1:], strict=False):
+        if gram is not None:
+            options["gram"] = gram.split(start, stop, channels)
         part = encode(to_matrix(weight, start, stop), spec, channels=stop - start, taps=taps, seed=seed,
                       device=device, progress=progress, **options)
         parts.append((start, stop, spec.kind, part))
     blob = build_blob(tuple(weight.shape), source_dtype, parts)
     tables = tuple(sorted({part.table_id for part in read_layout(blob, key).parts if part.kind == "trellis"}))
     coded = parse_blob(blob, {i: table_by_id(i) for i in tables}, key)
-    return EncodedWeight(coded, relative_error(weight, coded), tables)
+    outputs = None if gram is None else relative_output_error(weight, coded, gram)
+    return EncodedWeight(coded, relative_error(weight, coded), tables, outputs)
+
+
+def relative_output_error(weight: torch.Tensor, coded, gram: Gram) -> float:
+    """Squared error of the outputs over their square, for inputs with this gram (all of them)."""
+    blocks, channels = gram.all_inputs().float(), weight.shape[1]
+    decoded = to_matrix(coded.decode(torch.float32), 0, channels)
+    original = to_matrix(weight.float(), 0, channels)
+    norm = float(output_error(original, blocks).sum())
+    return float(output_error(original - decoded, blocks).sum()) / norm if norm else 0.0
 
 
 def relative_error(weight: torch.Tensor, coded, rows: int = 1024) -> float:

@@ -5,9 +5,11 @@ import torch
 
 from ...kernels.packing import pack_codes
 from ...kernels.parts import LutPart
+from ..gram import Gram
 from ..progress import Progress
 from ..spec import UniformSpec
 from . import scales as sc
+from .feedback import code_columns, make_feedback, one_thread
 from .palette import stored_scales
 
 CHUNK = 2**17                              # weights searched at once: the passes stay in the second-level cache
@@ -17,11 +19,12 @@ TOP_ZERO_POINT = 255
 
 
 def encode_uniform(matrix: torch.Tensor, spec: UniformSpec, *, channels: int, taps: int, seed: int = 0, device=None,
-                   progress: Progress | None = None, power: float = 2.0) -> LutPart:
+                   progress: Progress | None = None, power: float = 2.0, gram: Gram | None = None) -> LutPart:
     """Code float32 [out_features, cols] as scale * (code - zero_point).
 
     power: what the search for the range minimizes, |error|^power; Q-Diffusion uses 2.4 (Li et al. 2023, 3.2).
-    With power 2 the scale is refitted by least squares after coding. `seed` has no effect.
+    With power 2 the scale is refitted by least squares after coding. gram: of the layer's inputs; codes are then
+    chosen with error feedback on the same grid (GPTQ, arXiv 2210.17323). `seed` has no effect.
     """
     matrix = matrix.to(device or "cpu", torch.float32)
     mask = sc.group_mask(matrix.shape[1], spec.group_size, matrix.device)           # [groups, size]
@@ -33,10 +36,30 @@ def encode_uniform(matrix: torch.Tensor, spec: UniformSpec, *, channels: int, ta
         codes.append(pack_codes(coded[2].reshape(len(rows), -1)[:, : matrix.shape[1]].to(torch.int32), spec.bits).cpu())
         if progress is not None:
             progress.check()
+    if gram is not None:
+        codes = [_code_with_gram(matrix, torch.cat(scales), torch.cat(zeros), spec, gram, progress)]
     half, gain = sc.to_half(torch.cat(scales), 1.0)
     zero_points = torch.cat(zeros).to(torch.uint8).cpu()                            # [out_features, groups]
     return LutPart(matrix.shape[0], channels, taps, spec.bits, torch.cat(codes), stored_scales(half, gain, spec),
                    zero_points=zero_points if spec.group_size else zero_points[:, 0].contiguous())
+
+
+def _code_with_gram(matrix, scales, zeros, spec, gram, progress):
+    """Column by column with error feedback on the grid found -> packed codes"""
+    size, top = spec.group_size or matrix.shape[1], 2**spec.bits - 1
+    codes = torch.zeros(matrix.shape[1], matrix.shape[0], dtype=torch.int32, device=matrix.device)
+
+    def code(column, wanted, _):
+        if progress is not None:
+            progress.check()
+        scale, zero = scales[:, column // size], zeros[:, column // size]           # [rows]
+        inverse = torch.where(scale == 0, 0.0, 1 / torch.where(scale == 0, 1.0, scale))
+        codes[column] = (wanted * inverse + zero).round_().clamp_(0, top)
+        return (codes[column] - zero) * scale
+
+    with one_thread():
+        code_columns(matrix, make_feedback(gram).to(matrix.device), code)
+    return pack_codes(codes.t().contiguous(), spec.bits).cpu()
 
 
 def _encode_rows(groups, mask, bits, power):

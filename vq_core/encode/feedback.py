@@ -1,0 +1,138 @@
+"""Error feedback: columns are coded one after the other, each corrects what the earlier ones lost (GPTQ, LDLQ).
+
+With the gram H = (I + A) D (I + A)ᵀ, A strictly upper triangular, column j is coded at w_j + sum over k < j of
+e_k A_kj, where e_k = w_k - coded_k. If coding leaves errors z_j against these targets, the layer's output error
+tr(E H Eᵀ) is sum D_jj |z_j|² (QuIP, arXiv 2307.13304, theorem 1; the same codes as GPTQ, arXiv 2210.17323).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from ..gram import Gram
+
+# Shares of the mean diagonal added to it. 640 inputs wide, the best for 64, 160, 320, 640 and 4096 samples is 1, 1, .3,
+# .1 and .03; with 64 samples 0.01 is worse than no feedback (docs/calibration.md). The last stands for no feedback.
+DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 1e6)
+LAZY = 128                                 # columns whose corrections are added to the later ones at once
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a gram says about coding in this order of columns. All float32, blocks as in Gram."""
+
+    gram: torch.Tensor                     # [n, size, size], of all inputs, damped
+    forward: torch.Tensor                  # [n, size, size], A: strictly upper triangular
+    pivots: torch.Tensor                   # [n, size], D
+    damping: float
+
+    def to(self, device: torch.device) -> Feedback:
+        """The same on another device."""
+        return Feedback(self.gram.to(device), self.forward.to(device), self.pivots.to(device), self.damping)
+
+
+def make_feedback(gram: Gram, transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+                  damping: float | None = None) -> Feedback:
+    """Factor a gram; damping None: the one of DAMPINGS with the least error on the held-out inputs.
+
+    transform: applied to each block's rows [size, size], then to its columns (a rotation of the inputs).
+    """
+    def turned(blocks: torch.Tensor) -> torch.Tensor:
+        if transform is None:
+            return blocks.double()
+        once = torch.stack([transform(b) for b in blocks.double()])
+        return torch.stack([transform(b) for b in once.transpose(1, 2).contiguous()])
+
+    with one_thread():
+        if damping is None:
+            damping = choose_damping(turned(gram.blocks), turned(gram.held_out), gram) \
+                if gram.held_out is not None and gram.held_out_count else rule_of_damping(gram)
+        damped = add_damping(turned(gram.all_inputs()), damping)
+        forward, pivots = factor(damped)
+    return Feedback(damped.float(), forward.float(), pivots.float(), damping)
+
+
+def choose_damping(blocks: torch.Tensor, held_out: torch.Tensor, gram: Gram) -> float:
+    """The damping whose corrections, learned on `blocks`, leave least error on `held_out` (both float64 [n, s, s])."""
+    errors = {}
+    for damping in DAMPINGS:
+        forward, _ = factor(add_damping(blocks, damping))
+        errors[damping] = float(expected_error(forward, held_out))
+    return min(DAMPINGS, key=lambda damping: (errors[damping], damping))
+
+
+def rule_of_damping(gram: Gram) -> float:
+    """Without held-out inputs: by their number over the columns, see DAMPINGS."""
+    samples = gram.count / gram.blocks.shape[1]
+    return next((damping for least, damping in ((4, 0.03), (1, 0.1), (0.5, 0.3)) if samples >= least), 1.0)
+
+
+def add_damping(blocks: torch.Tensor, damping: float) -> torch.Tensor:
+    """Add a share of each block's mean diagonal to its diagonal; a block of zeros becomes the identity."""
+    diagonal = blocks.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1)                                                         # [n]
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    return blocks + torch.diag_embed((damping * mean)[:, None].expand_as(diagonal))
+
+
+def factor(damped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positive definite float64 [n, s, s] -> A [n, s, s] strictly upper and D [n, s], (I + A) D (I + A)ᵀ = damped."""
+    lower = torch.linalg.cholesky(damped.flip(1, 2))
+    upper = lower.flip(1, 2)                                                        # upper upperᵀ = damped
+    roots = upper.diagonal(dim1=1, dim2=2)                                          # [n, s]
+    forward = upper / roots[:, None]
+    return forward - torch.diag_embed(forward.diagonal(dim1=1, dim2=2)), roots.square()
+
+
+def expected_error(forward: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
+    """Output error on held_out when every column is coded with an error of variance 1: tr(T G Tᵀ), T = (I + A)⁻¹."""
+    eye = torch.eye(forward.shape[1], dtype=forward.dtype).expand_as(forward)
+    solved = torch.linalg.solve_triangular(forward + eye, eye, upper=True, unitriangular=True)
+    return ((solved @ held_out) * solved).sum()
+
+
+def code_columns(targets: torch.Tensor, feedback: Feedback, code: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Code float32 [rows, cols] column by column -> decoded, the same shape.
+
+    code(j, column [rows], following [rows] or None) codes one corrected column -> what it decodes to [rows];
+    `following` is the next column as far as it is corrected yet.
+    """
+    n, size = feedback.pivots.shape
+    decoded = torch.empty_like(targets)
+    for block in range(n):
+        forward, first = feedback.forward[block], block * size
+        wanted = targets[:, first:first + size].clone()                             # corrected as we go
+        for start in range(0, size, LAZY):
+            stop = min(size, start + LAZY)
+            lost = wanted.new_zeros(wanted.shape[0], stop - start)
+            here = wanted[:, start:stop].t().contiguous()                           # [columns, rows]
+            for i in range(stop - start):
+                following = here[i + 1] if i + 1 < len(here) else \
+                    _after(targets, wanted, lost, forward, start, stop, first)
+                found = code(first + start + i, here[i], following)
+                decoded[:, first + start + i] = found
+                lost[:, i] = targets[:, first + start + i] - found
+                here[i + 1:] += forward[start + i, start + i + 1:stop, None] * lost[None, :, i]
+            wanted[:, stop:] += lost @ forward[start:stop, stop:]
+    return decoded
+
+
+def _after(targets, wanted, lost, forward, start: int, stop: int, first: int) -> torch.Tensor | None:
+    """The first column behind start..stop, corrected by all of these but the last; None after the last of all."""
+    if stop < wanted.shape[1]:
+        return wanted[:, stop] + lost @ forward[start:stop, stop]
+    return targets[:, first + stop] if first + stop < targets.shape[1] else None
+
+
+@contextmanager
+def one_thread():
+    """torch rounds sums differently with another number of threads; codes must not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
