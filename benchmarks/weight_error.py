@@ -67,7 +67,8 @@ def measure_all(layers: list[NamedWeight], methods) -> list[dict]:
     SPOOL.parent.mkdir(exist_ok=True)
     rows, commit = load_rows(SPOOL), machine()["commit"]
     done = {(row["set"], row["layer"], row["method"]) for row in rows}
-    with SPOOL.open("a") as spool:
+    with SPOOL.open("a+") as spool:
+        _end_line(spool)
         for number, layer in enumerate(layers, 1):
             inputs = correlated_inputs(tuple(layer.weight.shape), layer.name)
             outputs = float((layer.weight.flatten(1) @ inputs).double().square().sum())
@@ -78,6 +79,14 @@ def measure_all(layers: list[NamedWeight], methods) -> list[dict]:
                     spool.flush()
             print(f"{number}/{len(layers)} {layer.set} {layer.name} {list(layer.weight.shape)}", flush=True)
     return rows
+
+
+def _end_line(spool) -> None:
+    """End a line cut short by a kill, so that the next one is not lost with it."""
+    if spool.tell():
+        spool.seek(spool.tell() - 1)
+        if spool.read() != "\n":
+            spool.write("\n")
 
 
 def measure(layer: NamedWeight, method, inputs: torch.Tensor, outputs: float) -> dict:

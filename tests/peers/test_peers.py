@@ -223,6 +223,19 @@ def test_methods_are_chosen_by_whole_names_and_families(bench):
     assert len(choose("")) == len(bench("peers").METHODS)
 
 
+def test_the_picture_is_drawn_where_matplotlib_is(bench, tmp_path, monkeypatch):
+    rows = [{**row, "set": "testbed", "family": row["family"].replace("p", "gguf") if row["method"] == "p"
+             else row["family"]} for row in made(2.0)]
+    draw = bench("weight_plot").draw
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)      # as if it were not installed
+        draw(rows, tmp_path / "absent.png")
+    assert not (tmp_path / "absent.png").exists()
+    pytest.importorskip("matplotlib")
+    draw(rows, tmp_path / "there.png")
+    assert (tmp_path / "there.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_quanto_unpacks_planes_of_bits(bench):
     """0b11100100 holds 0, 1, 2, 3; the planes of two bytes follow each other."""
     unpack = bench("peers.quanto").unpack
@@ -241,9 +254,10 @@ def test_killed_runs_go_on_and_reports_are_the_same(bench, tmp_path, monkeypatch
     error.measure_all([weight], two[:1])
     monkeypatch.setattr(error, "machine", lambda: {"cpu": "c", "commit": "def"})
     with (tmp_path / "spool.jsonl").open("a") as spool:
-        spool.write('{"set": "testbed", "lay\n')                  # what a kill leaves
+        spool.write('{"set": "testbed", "lay')                    # what a kill leaves
     rows = error.measure_all([weight], two)
     assert [(row["method"], row["commit"]) for row in rows] == [("ours-palette-2", "abc"), ("ours-uniform-3", "def")]
+    assert error.load_rows(error.SPOOL) == rows
     for name in "xy":
         error.write(error.load_rows(error.SPOOL), {"hqq": "hqq: absent"}, tmp_path / name)
     for file in ("weight_error.csv", "weight_error.json"):
