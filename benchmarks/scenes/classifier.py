@@ -24,7 +24,8 @@ class Net(nn.Module):
         first, second, third = CHANNELS
         self.trunk = nn.Sequential(
             _unit(3, first, 2, kernel=5), _unit(first, second, 2), Residual(second),      # [n, 48, 16, 16]
-            _unit(second, third, 2), Residual(third), _unit(third, 32, 1, kernel=1))      # [n, 32, 8, 8]
+            _unit(second, third, 2), Residual(third), Residual(third),                    # [n, 96, 8, 8]
+            _unit(third, 32, 1, kernel=1))
         self.feature = nn.Linear(32 * 8 * 8, FEATURES)     # no pooling: where something lies is an attribute
         self.heads = nn.Linear(FEATURES, sum(map(len, GROUPS.values())))
 
