@@ -1,4 +1,8 @@
-"""optimum-quanto: its quantized Linear and Conv2d at 2 and 4 bits, with its default or its HQQ optimizer."""
+"""optimum-quanto: its quantized layers at 2 and 4 bits, with its default or its HQQ optimizer.
+
+A convolution is coded as the linear layer of the same rows: it groups both alike, but on convolutions of one group a
+row its HQQ optimizer averages over the wrong axis and keeps a zero point a kernel row (18 bits for 2 in 1x1).
+"""
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -39,9 +43,7 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _layer(weight: torch.Tensor) -> torch.nn.Module:
-    """An fp16 layer holding this weight."""
-    rows, channels = weight.shape[:2]
-    layer = (torch.nn.Linear(channels, rows, bias=False) if weight.dim() == 2
-             else torch.nn.Conv2d(channels, rows, tuple(weight.shape[2:]), bias=False))
-    layer.weight = torch.nn.Parameter(weight.half(), requires_grad=False)
+    """An fp16 linear layer holding this weight's rows."""
+    layer = torch.nn.Linear(weight[0].numel(), len(weight), bias=False)
+    layer.weight = torch.nn.Parameter(weight.flatten(1).half(), requires_grad=False)
     return layer
