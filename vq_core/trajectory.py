@@ -5,6 +5,7 @@ are treated as the user's own call would treat them. What is returned is float32
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from .progress import Progress
 # Names as in ComfyUI -> diffusers' scheduler; "model": the pipeline's own.
 SAMPLERS = {"model": None, "euler": "EulerDiscreteScheduler", "euler_ancestral": "EulerAncestralDiscreteScheduler",
             "ddim": "DDIMScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler", "lcm": "LCMScheduler"}
+# Names as in ComfyUI -> what changes in the scheduler's configuration; "model": nothing.
+SCHEDULERS = {"model": {}, "normal": {"timestep_spacing": "linspace"}, "sgm_uniform": {"timestep_spacing": "trailing"},
+              "ddim_uniform": {"timestep_spacing": "leading"}, "karras": {"use_karras_sigmas": True},
+              "exponential": {"use_exponential_sigmas": True}, "beta": {"use_beta_sigmas": True}}
 EDGES = (0, 250, 500, 750, 1000)           # of the timestep intervals, 1000 = pure noise
 CONDITIONING = ("own", "teacher")
 
@@ -30,6 +35,7 @@ class Settings:
     guidance: float
     size: tuple[int, int]
     sampler: str
+    scheduler: str = "model"
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,17 @@ class NoisePair:
 
 def sample(pipe, prompts: Sequence[str], seeds: Sequence[int], steps: int = 20, guidance: float = 5.0,
            size: tuple[int, int] = (1024, 1024), sampler: str = "model", batch: int = 1,
-           progress: Progress | None = None) -> Trajectory:
+           progress: Progress | None = None, scheduler: str = "model", decode: bool = True) -> Trajectory:
     """Draw prompts[i] from the noise of seeds[i], one seed a prompt -> everything on the way.
 
     The noise is made on the CPU in float32, so it is the same for every model, device and dtype. size: (height,
     width). sampler: a key of SAMPLERS. batch: pictures at once; results equal to the last bit need the same batch.
-    progress: advanced by one unit a picture. The pipeline is left as it was. Raises PlanError or UnsupportedError.
+    progress: advanced by one unit a picture. scheduler: a key of SCHEDULERS. decode: False saves the VAE's work,
+    `images` are the last latents then. The pipeline is left as it was. Raises PlanError or UnsupportedError.
     """
-    settings = Settings(steps, float(guidance), tuple(size), sampler)
+    settings = Settings(steps, float(guidance), tuple(size), sampler, scheduler)
     _check(pipe, prompts, seeds, settings, batch)
-    parts = [_draw(pipe, prompts[i:i + batch], seeds[i:i + batch], settings, progress)
+    parts = [_draw(pipe, prompts[i:i + batch], seeds[i:i + batch], settings, progress, decode=decode)
              for i in range(0, len(prompts), batch)]
     return parts[0] if len(parts) == 1 else _joined(parts)
 
@@ -133,6 +140,8 @@ def _check(pipe, prompts: Sequence[str], seeds: Sequence[int], settings: Setting
                         f"{len(seeds)} seeds: repeat a prompt to draw it from several seeds")
     if settings.sampler not in SAMPLERS:
         raise PlanError(f"unknown sampler '{settings.sampler}': expected one of {', '.join(SAMPLERS)}")
+    if settings.scheduler not in SCHEDULERS:
+        raise PlanError(f"unknown scheduler '{settings.scheduler}': expected one of {', '.join(SCHEDULERS)}")
     if settings.steps < 1 or batch < 1:
         raise PlanError(f"steps and batch must be at least 1, got {settings.steps} and {batch}")
     if len(settings.size) != 2 or any(side < 8 or side % 8 for side in settings.size):
@@ -156,7 +165,8 @@ def _check_same_kind(pipe, trajectory: Trajectory) -> None:
 
 
 def _draw(pipe, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, progress: Progress | None,
-          along: torch.Tensor | None = None, embeddings: dict[str, torch.Tensor] | None = None) -> Trajectory:
+          along: torch.Tensor | None = None, embeddings: dict[str, torch.Tensor] | None = None,
+          decode: bool = True) -> Trajectory:
     """One batch. along: states [steps, n, 4, h, w] that replace the model's own after each step."""
     noise, said, states, times = _noise(pipe, seeds, settings.size), [], [], []
     if embeddings is None:
@@ -169,12 +179,12 @@ def _draw(pipe, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
             progress.advance(len(prompts) / settings.steps)
         return {} if along is None else {"latents": along[step].to(found["latents"])}
 
-    with torch.no_grad(), _listening(pipe, settings.sampler, said):
+    with torch.no_grad(), _listening(pipe, settings, said):
         placed = {name: value.to(pipe.unet.device, pipe.unet.dtype) for name, value in embeddings.items()}
         images = pipe(**placed, latents=noise.to(pipe.unet.device, pipe.unet.dtype), height=settings.size[0],
                       width=settings.size[1], num_inference_steps=settings.steps, guidance_scale=settings.guidance,
                       generator=[torch.Generator().manual_seed(seed) for seed in seeds], callback_on_step_end=stepped,
-                      output_type="pt" if along is None else "latent").images
+                      output_type="pt" if decode and along is None else "latent").images
     predictions = torch.stack(said).unflatten(1, (-1, len(prompts)))
     return Trajectory(tuple(prompts), tuple(seeds), settings, noise, torch.tensor(times), torch.stack(states),
                       _kept(images), predictions, {name: _kept(value) for name, value in embeddings.items()},
@@ -182,10 +192,10 @@ def _draw(pipe, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
 
 
 @contextmanager
-def _listening(pipe, sampler: str, said: list[torch.Tensor]) -> Iterator[None]:
+def _listening(pipe, settings: Settings, said: list[torch.Tensor]) -> Iterator[None]:
     """The pipeline with a fresh scheduler and no progress bar; what its UNet says is appended. All is undone after."""
     scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", None)
-    pipe.scheduler = _fresh(scheduler, sampler)
+    pipe.scheduler = _fresh(scheduler, settings)
     pipe.set_progress_bar_config(**{**(bar or {}), "disable": True})
     hook = pipe.unet.register_forward_hook(
         lambda _, __, output: said.append(_kept(output[0] if isinstance(output, tuple) else output.sample)))
@@ -200,16 +210,22 @@ def _listening(pipe, sampler: str, said: list[torch.Tensor]) -> Iterator[None]:
             pipe._progress_bar_config = bar
 
 
-def _fresh(scheduler, sampler: str):
+def _fresh(scheduler, settings: Settings):
     """A scheduler without history; another sampler keeps betas, spacing and kind of prediction."""
     import diffusers
 
     own = type(scheduler).__name__
-    name = SAMPLERS[sampler] or own
-    if name != own and "EDM" in own:
-        raise UnsupportedError(f"this model has a noise schedule of its own kind ({own}), so '{sampler}' cannot drive "
-                               f"it: choose the sampler 'model'")
-    return getattr(diffusers, name).from_config(scheduler.config)
+    name, changes = SAMPLERS[settings.sampler] or own, SCHEDULERS[settings.scheduler]
+    if "EDM" in own and (name != own or changes):
+        asked = settings.sampler if name != own else settings.scheduler
+        raise UnsupportedError(f"this model has a noise schedule of its own kind ({own}), so '{asked}' cannot drive "
+                               f"it: choose sampler and scheduler 'model'")
+    kind = getattr(diffusers, name)
+    for option in changes:
+        if option not in inspect.signature(kind.__init__).parameters:
+            raise UnsupportedError(f"diffusers' {name} knows no '{settings.scheduler}' schedule: choose another "
+                                   f"sampler or scheduler")
+    return kind.from_config(scheduler.config, **changes)
 
 
 def _prediction_type(scheduler) -> str:

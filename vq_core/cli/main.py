@@ -13,8 +13,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vqpack", description="Codebook-compressed SDXL checkpoints.")
     parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_inspect, _add_decompress, _add_verify, _add_compare, _add_attach, _add_demo,
-                _add_doctor):
+    for add in (_add_quantize, _add_calibrate, _add_inspect, _add_decompress, _add_verify, _add_compare, _add_attach,
+                _add_demo, _add_doctor):
         add(commands)
     return parser
 
@@ -67,6 +67,12 @@ def _add_quantize(commands) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     p.add_argument("--json", metavar="FILE", help="write the result as JSON")
     p.set_defaults(run=run)
+
+
+def _add_calibrate(commands) -> None:
+    from .calibrate import add
+
+    add(commands)
 
 
 def _add_inspect(commands) -> None:

@@ -40,17 +40,19 @@ class Prompts:
     notes: tuple[str, ...] = ()
 
 
-def read_prompts(given: str | Path, count: int | None = None, built_in: Sequence[str] = SDXL_PROMPTS) -> Prompts:
+def read_prompts(given: str | Path, count: int | None = None, built_in: Sequence[str] = SDXL_PROMPTS,
+                 longest: int = MAX_PROMPT) -> Prompts:
     """given: "built-in" or a file: UTF-8 or UTF-16 text with one prompt a line, or .csv / .tsv with a column of them.
 
-    count: draw so many, spread evenly over the list; None = all, up to MOST. Raises VQError in one sentence.
+    count: draw so many, spread evenly over the list; None = all, up to MOST. longest: characters of one prompt.
+    Raises VQError in one sentence.
     """
     if count is not None and count < 1:
         raise PlanError(f"--count must be at least 1, got {count}")
     if str(given) == BUILT_IN:
         return Prompts(tuple(spread(built_in, count or len(built_in))), BUILT_IN)
     path = Path(given)
-    texts = _texts(_decode(_bytes(path), path.name), path)
+    texts = _texts(_decode(_bytes(path), path.name), path, longest)
     unique = list(dict.fromkeys(texts))
     if not unique:
         raise FormatError(f"'{path.name}' holds no prompt: expected one prompt a line, or '{BUILT_IN}' as --prompts")
@@ -102,7 +104,7 @@ def _strict(data: bytes, encoding: str, name: str) -> str:
         raise FormatError(f"'{name}' is not {encoding.upper()} text (line {line}): save it as UTF-8") from None
 
 
-def _texts(text: str, path: Path) -> list[str]:
+def _texts(text: str, path: Path, longest: int) -> list[str]:
     separator = _TABLES.get(path.suffix.lower()) or _header_separator(text)
     if separator:
         lines = _column(text, separator, path.name)
@@ -114,9 +116,9 @@ def _texts(text: str, path: Path) -> list[str]:
     found = []
     for number, line in lines:
         line = _CONTROL.sub(" ", line).strip()
-        if len(line) > MAX_PROMPT:
+        if len(line) > longest:
             raise FormatError(f"line {number} of '{path.name}' has {len(line)} characters, a prompt at most "
-                              f"{MAX_PROMPT}: is it one prompt a line?")
+                              f"{longest}: is it one prompt a line?")
         if line:
             found.append(line)
     return found
