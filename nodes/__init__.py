@@ -10,13 +10,15 @@ class VQExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
         from . import files
+        from .compare import VQCompare
         from .decompress import VQDecompressCheckpoint
         from .inspect import VQInspect
         from .loaders import VQCheckpointLoader, VQDiffusionModelLoader
         from .quantize import VQQuantizeCheckpoint
         from .quantize_model import VQQuantizeModel
+        from .report import VQReport
         from .save import VQSaveCheckpoint
 
         files.register_folders()
         return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
-                VQDecompressCheckpoint, VQInspect]
+                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare]

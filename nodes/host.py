@@ -5,6 +5,7 @@ What differs between the versions we work on (0.8.0 to 0.33.0) is settled here, 
 from __future__ import annotations
 
 import contextlib
+import html
 import inspect
 import sys
 
@@ -16,11 +17,14 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
 import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
 import comfy.sd
 import comfy.utils
 import comfy.weight_adapter
 import folder_paths as folder_paths
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
 
 try:
     from comfy_kitchen.tensor.base import (
@@ -125,6 +129,43 @@ def make_room(nbytes: int, device: torch.device) -> None:
         comfy.model_management.free_memory(nbytes, device)
 
 
+def samplers() -> list[str]:
+    """Names of the samplers there are, other packs' too."""
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def schedulers() -> list[str]:
+    """Names of the schedules there are."""
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def latent_format(model):
+    """What a model's latents are: latent_channels, latent_dimensions and, from 0.9 on, spacial_downscale_ratio."""
+    return model.get_model_object("latent_format")
+
+
+def empty_latents(model, count: int, height: int, width: int) -> torch.Tensor:
+    """What EmptyLatentImage gives KSampler for pictures of this size -> [count, channels, height / 8, width / 8]"""
+    kind = latent_format(model)
+    ratio = getattr(kind, "spacial_downscale_ratio", 8)
+    shape = [count, kind.latent_channels, height // ratio, width // ratio]
+    empty = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+    return comfy.sample.fix_empty_latent_channels(model, empty)
+
+
+def sample(model, latents: torch.Tensor, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, positive,
+           negative, callback) -> torch.Tensor:
+    """What KSampler draws from empty latents -> [*shape]; callback(step, denoised, state, steps) before each step."""
+    noise = comfy.sample.prepare_noise(latents, seed)
+    return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive, negative, latents, seed=seed,
+                               callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED)
+
+
+def missing(why: str) -> ExecutionBlocker:
+    """An output that is not there: nodes that want it say why and do not run."""
+    return ExecutionBlocker(why)
+
+
 def interrupted() -> bool:
     """Whether the user pressed stop; ComfyUI's flag stays up."""
     return comfy.model_management.processing_interrupted()
@@ -167,8 +208,8 @@ class NodeProgress:
         self.say(f"{stage}{left}\n{detail}".strip())
 
     def say(self, text: str) -> None:
-        """Show a line in the node; hosts without that service are left alone."""
+        """Show text in the node, which the browser takes for HTML; hosts without that service are left alone."""
         server = getattr(sys.modules.get("server"), "PromptServer", None)      # absent where ComfyUI runs as a library
         server = getattr(server, "instance", None)
         if server is not None and self._node_id is not None and hasattr(server, "send_progress_text"):
-            server.send_progress_text(text, self._node_id)
+            server.send_progress_text(html.escape(text, quote=False), self._node_id)

@@ -8,23 +8,21 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from ..vq_core.describe import size
+from ..vq_core.file_report import errors_of, group_of
 from ..vq_core.inspection import StoredTensor
 
 WIDTH, MARGIN, CHART = 1024, 32, 118
-_BACKGROUND, _PANEL, _GRID = "#17191d", "#1f2227", "#343941"
-_TEXT, _MUTED, _MEAN, _ERROR = "#f0f1f3", "#9ba3ae", "#ffffff", "#ff7b6b"
+BACKGROUND, PANEL, GRID = "#17191d", "#1f2227", "#343941"
+TEXT, MUTED, _MEAN, ERROR = "#f0f1f3", "#9ba3ae", "#ffffff", "#ff7b6b"
 _KEPT = "kept"
-_COLORS = {"self attention": "#4c9be8", "cross attention": "#a78bfa", "feed forward": "#f2a541",
-           "convolution": "#3fbf8f", "projection": "#4dd0e1", "embedding": "#ec6a9c", "other": "#b7bf6b",
-           _KEPT: "#6c737d"}
-_ROLES = (("self attention", r"self_.*|attention"), ("cross attention", r"cross_.*"),
-          ("feed forward", r"ff_.*|mlp"), ("convolution", r"conv\d|shortcut|downsample|upsample|conv_in|conv_out"),
-          ("projection", r"proj_in|proj_out|projection"), ("embedding", r".*embed.*|time_proj|position"))
+COLORS = {"self attention": "#4c9be8", "cross attention": "#a78bfa", "feed forward": "#f2a541",
+          "convolution": "#3fbf8f", "projection": "#4dd0e1", "embedding": "#ec6a9c", "other": "#b7bf6b",
+          _KEPT: "#6c737d"}
 _BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.|(middle_block)\.|\.layers\.(\d+)\.|\.resblocks\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class _Chart:
+class Chart:
     """Bars that stand beside each other."""
 
     title: str
@@ -43,22 +41,21 @@ class _Scales:
         """Pixels."""
         return min(CHART, round(bits * CHART / (1.12 * self.most)))
 
-    def worst(self, chart: _Chart) -> float:
+    def worst(self, chart: Chart) -> float:
         """The largest error of a chart; 0 where errors are not known."""
         return max((self.errors.get(bar.key, 0.0) for bar in chart.bars), default=0.0)
 
 
 def draw(name: str, info: dict, tensors: Sequence[StoredTensor]) -> Image.Image:
     """A file's name, what inspect_file found and stored_tensors -> RGB picture, WIDTH wide."""
-    charts, shares = _charts(tensors), _shares(tensors)
+    charts, shares = charts_of(tensors), _shares(tensors)
     legend_rows = -(-len(shares) // 4)
     height = 214 + 24 * legend_rows + len(charts) * (CHART + 76) + 8
-    image = Image.new("RGB", (WIDTH, height), _BACKGROUND)
+    image = Image.new("RGB", (WIDTH, height), BACKGROUND)
     pen = ImageDraw.Draw(image)
     _head(pen, name, info)
     top = _bytes_bar(pen, 158, shares)
-    errors = {layer["name"]: layer["relative_error"] for layer in info["layers"] if "relative_error" in layer}
-    mean = info["bits"]["unet"]
+    errors, mean = errors_of(info), info["bits"]["unet"]
     scales = _Scales(max([4.0, mean, *(_coded_bits(chart) for chart in charts)]), mean, errors)
     for chart in charts:
         top = _bars(pen, top, chart, scales)
@@ -67,14 +64,14 @@ def draw(name: str, info: dict, tensors: Sequence[StoredTensor]) -> Image.Image:
 
 def _head(pen: ImageDraw.ImageDraw, name: str, info: dict) -> None:
     bits, source = info["bits"], info["source"].get("bytes")
-    pen.text((MARGIN, 24), _shortened(pen, name, 26, WIDTH - 2 * MARGIN), _TEXT, _font(26))
+    pen.text((MARGIN, 24), shortened(pen, name, 26, WIDTH - 2 * MARGIN), TEXT, font(26))
     smaller = f", {source / info['file_bytes']:.1f} times smaller than its source" if source else ""
-    pen.text((MARGIN, 60), f"{info['architecture']}, {size(info['file_bytes'])}{smaller}", _MUTED, _font(16))
+    pen.text((MARGIN, 60), f"{info['architecture']}, {size(info['file_bytes'])}{smaller}", MUTED, font(16))
     x = MARGIN
     for value, what in ((bits["coded"], "coded layers"), (bits["unet"], "whole UNet"), (bits["file"], "file")):
-        pen.text((x, 94), f"{value:.2f}", _TEXT, _font(30))
-        wide = pen.textlength(f"{value:.2f}", _font(30)) + 10
-        pen.text((x + wide, 108), f"bits a weight, {what}", _MUTED, _font(15))
+        pen.text((x, 94), f"{value:.2f}", TEXT, font(30))
+        wide = pen.textlength(f"{value:.2f}", font(30)) + 10
+        pen.text((x + wide, 108), f"bits a weight, {what}", MUTED, font(15))
         x += (WIDTH - 2 * MARGIN) // 3
 
 
@@ -89,19 +86,19 @@ def _bytes_bar(pen: ImageDraw.ImageDraw, top: int, shares: list[tuple[str, str, 
     for index, (what, color, nbytes) in enumerate(shares):
         x, y = MARGIN + index % 4 * ((WIDTH - 2 * MARGIN) // 4), top + index // 4 * 24
         pen.rectangle((x, y + 3, x + 11, y + 14), color)
-        pen.text((x + 18, y), f"{what}  {size(nbytes)}", _TEXT, _font(14))
+        pen.text((x + 18, y), f"{what}  {size(nbytes)}", TEXT, font(14))
     return top + -(-len(shares) // 4) * 24 + 18
 
 
-def _bars(pen: ImageDraw.ImageDraw, top: int, chart: _Chart, scales: _Scales) -> int:
+def _bars(pen: ImageDraw.ImageDraw, top: int, chart: Chart, scales: _Scales) -> int:
     """One chart: a bar for each layer, as high as its bits; kept layers fill the height -> y below it"""
     left, right = MARGIN + 26, WIDTH - MARGIN - (58 if scales.errors else 0)
-    pen.text((MARGIN, top), chart.title, _TEXT, _font(16))
+    pen.text((MARGIN, top), chart.title, TEXT, font(16))
     pen.text((WIDTH - MARGIN, top + 2), "bits a weight, gray: kept as it was" + "; red: weight error" *
-             bool(scales.errors), _MUTED, _font(13), anchor="ra")
+             bool(scales.errors), MUTED, font(13), anchor="ra")
     top += 28
     bottom, step = top + CHART, (right - left) / len(chart.bars)
-    pen.rectangle((left, top, right, bottom), _PANEL)
+    pen.rectangle((left, top, right, bottom), PANEL)
     worst = scales.worst(chart)
     _axes(pen, left, right, bottom, scales, worst)
     gap = 1 if step >= 4 else 0
@@ -109,11 +106,11 @@ def _bars(pen: ImageDraw.ImageDraw, top: int, chart: _Chart, scales: _Scales) ->
         high = CHART if bar.kind == "dense" else scales.bits_high(bar.bits)
         x0, x1 = left + round(index * step), left + round((index + 1) * step) - 1 - gap
         x1 = max(x0, x1)
-        pen.rectangle((x0, bottom - high, x1, bottom - 1), _COLORS[_category(bar)])
+        pen.rectangle((x0, bottom - high, x1, bottom - 1), COLORS[category(bar)])
         if bar.key in scales.errors and worst:
             y = bottom - _error_high(scales.errors[bar.key] / worst)
-            pen.rectangle((x0, y - 1, x1, y), _ERROR)
-    _block_names(pen, chart, left, step, bottom)
+            pen.rectangle((x0, y - 1, x1, y), ERROR)
+    block_names(pen, chart, left, step, bottom)
     if chart.bars[0].component == "unet":
         _dashed(pen, left, right, bottom - scales.bits_high(scales.mean))
     return bottom + 48
@@ -124,11 +121,11 @@ def _axes(pen: ImageDraw.ImageDraw, left: int, right: int, bottom: int, scales: 
     """Bits on the left; the error in percent of the squared norm on the right."""
     for tick in range(0, int(scales.most) + 1, 2 if scales.most > 5 else 1):
         y = bottom - scales.bits_high(tick)
-        pen.line((left, y, right, y), _GRID)
-        pen.text((left - 8, y), str(tick), _MUTED, _font(13), anchor="rm")
+        pen.line((left, y, right, y), GRID)
+        pen.text((left - 8, y), str(tick), MUTED, font(13), anchor="rm")
     for part in (0.0, 0.5, 1.0) if worst else ():
         y = bottom - _error_high(part)
-        pen.text((WIDTH - MARGIN, y), f"{100 * part * worst:.2g} %", _ERROR, _font(13), anchor="rm")
+        pen.text((WIDTH - MARGIN, y), f"{100 * part * worst:.2g} %", ERROR, font(13), anchor="rm")
 
 
 def _error_high(share: float) -> int:
@@ -136,7 +133,7 @@ def _error_high(share: float) -> int:
     return round(share * CHART / 1.06)
 
 
-def _block_names(pen: ImageDraw.ImageDraw, chart: _Chart, left: int, step: float, bottom: int) -> None:
+def block_names(pen: ImageDraw.ImageDraw, chart: Chart, left: int, step: float, bottom: int) -> None:
     """Number of each block under its bars, where there is room, and a tick between blocks."""
     names, first = [_block(bar.key) for bar in chart.bars], 0
     written = left - 1000.0
@@ -144,10 +141,10 @@ def _block_names(pen: ImageDraw.ImageDraw, chart: _Chart, left: int, step: float
         if index < len(names) and names[index] == names[first]:
             continue
         x0, x1 = left + first * step, left + index * step
-        pen.line((x0, bottom, x0, bottom + 5), _MUTED)
-        wide = pen.textlength(names[first], _font(13))
+        pen.line((x0, bottom, x0, bottom + 5), MUTED)
+        wide = pen.textlength(names[first], font(13))
         if (x0 + x1 - wide) / 2 > written + 4:
-            pen.text(((x0 + x1) / 2, bottom + 6), names[first], _MUTED, _font(13), anchor="ma")
+            pen.text(((x0 + x1) / 2, bottom + 6), names[first], MUTED, font(13), anchor="ma")
             written = (x0 + x1 + wide) / 2
         first = index
 
@@ -155,20 +152,20 @@ def _block_names(pen: ImageDraw.ImageDraw, chart: _Chart, left: int, step: float
 def _dashed(pen: ImageDraw.ImageDraw, left: int, right: int, y: int) -> None:
     for x in range(left, right, 8):
         pen.line((x, y, min(x + 3, right), y), _MEAN)
-    pen.text((right, y - 3), "whole UNet", _MEAN, _font(12), anchor="rb", stroke_width=2, stroke_fill=_BACKGROUND)
+    pen.text((right, y - 3), "whole UNet", _MEAN, font(12), anchor="rb", stroke_width=2, stroke_fill=BACKGROUND)
 
 
-def _charts(tensors: Sequence[StoredTensor]) -> list[_Chart]:
+def charts_of(tensors: Sequence[StoredTensor]) -> list[Chart]:
     """The matrices in network order, cut so that a bar is some pixels wide; components without codes have none."""
     matrices = [t for t in tensors if t.weights and len(t.shape) in (2, 4) and t.key.endswith("weight")]
     coded = {t.component for t in matrices if t.kind != "dense"}
     upper = [t for t in matrices if t.component == "unet" and ".output_blocks." not in t.key
              and not t.key.startswith("model.diffusion_model.out.")]
     lower = [t for t in matrices if t.component == "unet" and t not in upper]
-    groups = [_Chart("UNet: input and middle blocks", upper), _Chart("UNet: output blocks", lower),
-              _Chart("First text encoder", [t for t in matrices if t.component == "te1"]),
-              _Chart("Second text encoder", [t for t in matrices if t.component == "te2"]),
-              _Chart("VAE", [t for t in matrices if t.component == "vae"])]
+    groups = [Chart("UNet: input and middle blocks", upper), Chart("UNet: output blocks", lower),
+              Chart("First text encoder", [t for t in matrices if t.component == "te1"]),
+              Chart("Second text encoder", [t for t in matrices if t.component == "te2"]),
+              Chart("VAE", [t for t in matrices if t.component == "vae"])]
     return [chart for chart in groups if chart.bars and chart.bars[0].component in coded]
 
 
@@ -184,20 +181,19 @@ def _shares(tensors: Sequence[StoredTensor]) -> list[tuple[str, str, int]]:
             place = {"unet": "UNet", "te1": "text encoders", "te2": "text encoders", "vae": "VAE"}
             key = (f"{place.get(tensor.component, 'other')}, kept", _KEPT_COLORS.get(tensor.component, "#565c66"))
         else:
-            key = (_category(tensor), _COLORS[_category(tensor)])
+            key = (category(tensor), COLORS[category(tensor)])
         found[key] = found.get(key, 0) + tensor.nbytes
-    order = [*_COLORS, "text encoders", "UNet, kept", "text encoders, kept", "VAE, kept", "other, kept"]
+    order = [*COLORS, "text encoders", "UNet, kept", "text encoders, kept", "VAE, kept", "other, kept"]
     rank = {name: place for place, name in enumerate(order)}
     return [(what, color, n) for (what, color), n in sorted(found.items(), key=lambda i: rank.get(i[0][0], 99)) if n]
 
 
-_KEPT_COLORS = {"unet": _COLORS[_KEPT], "te1": "#7d7480", "te2": "#7d7480", "vae": "#8b8474"}
+_KEPT_COLORS = {"unet": COLORS[_KEPT], "te1": "#7d7480", "te2": "#7d7480", "vae": "#8b8474"}
 
 
-def _category(tensor: StoredTensor) -> str:
-    if tensor.kind == "dense":
-        return _KEPT
-    return next((name for name, pattern in _ROLES if re.fullmatch(pattern, tensor.role)), "other")
+def category(tensor: StoredTensor) -> str:
+    """A key of COLORS."""
+    return _KEPT if tensor.kind == "dense" else group_of(tensor.role)
 
 
 def _block(key: str) -> str:
@@ -210,17 +206,18 @@ def _block(key: str) -> str:
     return "middle" if middle else layer or resblock
 
 
-def _coded_bits(chart: _Chart) -> float:
+def _coded_bits(chart: Chart) -> float:
     return max((bar.bits for bar in chart.bars if bar.kind != "dense"), default=0.0)
 
 
-def _shortened(pen: ImageDraw.ImageDraw, text: str, points: int, most: int) -> str:
-    while pen.textlength(text, _font(points)) > most and len(text) > 8:
+def shortened(pen: ImageDraw.ImageDraw, text: str, points: int, most: int) -> str:
+    """Text that is at most so many pixels wide, its middle left out."""
+    while pen.textlength(text, font(points)) > most and len(text) > 8:
         text = text[:len(text) // 2 - 2] + "…" + text[len(text) // 2 + 2:]
     return text
 
 
-def _font(points: int):
+def font(points: int):
     """Pillow's own font: no file of the system is looked for. Before Pillow 10.1 it has one size."""
     try:
         return ImageFont.load_default(size=points)

@@ -59,12 +59,14 @@ def test_nodes_are_there_with_their_frozen_inputs(found):
                               "VQDiffusionModelLoader": "Load Diffusion Model (VQ)",
                               "VQQuantizeCheckpoint": "Quantize Checkpoint (VQ)",
                               "VQQuantizeModel": "Quantize Model (VQ)", "VQSaveCheckpoint": "Save Checkpoint (VQ)",
-                              "VQDecompressCheckpoint": "Decompress Checkpoint (VQ)", "VQInspect": "Inspect (VQ)"}
+                              "VQDecompressCheckpoint": "Decompress Checkpoint (VQ)", "VQInspect": "Inspect (VQ)",
+                              "VQReport": "Report (VQ)", "VQCompare": "Compare (VQ)"}
     loader = {"required": ["file", "memory_mode"], "optional": ["file_name"]}
     assert found["inputs"]["VQCheckpointLoader"] == found["inputs"]["VQDiffusionModelLoader"] == loader
     made = found["inputs"]["VQQuantizeCheckpoint"]
     assert made["required"] == ["checkpoint", "bits", "method", "text_encoder_bits", "name"]
-    for node, required in (("VQDecompressCheckpoint", ["file", "dtype", "name"]), ("VQInspect", ["file"])):
+    for node, required in (("VQDecompressCheckpoint", ["file", "dtype", "name"]), ("VQInspect", ["file"]),
+                           ("VQReport", ["file"])):
         assert found["inputs"][node]["required"] == required and found["inputs"][node]["optional"] == ["file_name"]
     assert found["tooltips"]
 
