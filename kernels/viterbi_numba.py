@@ -6,7 +6,7 @@ Same codes as kernels/viterbi_reference.py. numba compiles one kernel per (windo
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -23,14 +23,12 @@ def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: to
     Python threads, not numba's: its default pool ends the process when two host threads use it at once.
     """
     x, entries = targets.numpy(), table.numpy()
-    kernel, arguments = _kernel_for(entries, step_bits)
+    kernel, arguments = kernel_for(entries, step_bits)
     codes = np.empty(x.shape[:2], np.uint8)                                       # [sequences, steps]
 
     def work(first: int, last: int) -> None:
-        groups = entries.shape[0] >> step_bits
-        costs, best = _aligned(np.zeros(entries.shape[0], np.int32)), _aligned(np.zeros(groups, np.int32))
-        back = _aligned(np.zeros((x.shape[1], groups), np.uint8))
-        kernel(x[first:last], kinds.numpy(), states.numpy()[first:last], *arguments, costs, best, back, codes[first:last])
+        kernel(x[first:last], kinds.numpy(), states.numpy()[first:last], *arguments,
+               *buffers(entries.shape[0], step_bits, x.shape[1]), codes[first:last])
 
     threads = max(1, min(torch.get_num_threads(), len(x)))
     bounds = [len(x) * i // threads for i in range(threads + 1)]
@@ -42,9 +40,23 @@ def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: to
     return torch.from_numpy(codes)
 
 
-def _kernel_for(table: np.ndarray, step_bits: int):
-    """-> (kernel, its constant arguments), places of states in the kernel's own order."""
-    size, vector = table.shape
+def kernel_for(table: np.ndarray, step_bits: int):
+    """-> (kernel, its constant arguments): kernel(targets, kinds, states, *arguments, *buffers(..), codes)."""
+    return _kernel_for(table.tobytes(), table.dtype.str, table.shape, step_bits)
+
+
+def buffers(size: int, step_bits: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a kernel works in: path costs, minima, back pointers."""
+    groups = size >> step_bits
+    return (_aligned(np.zeros(size, np.int32)), _aligned(np.zeros(groups, np.int32)),
+            _aligned(np.zeros((steps, groups), np.uint8)))
+
+
+@lru_cache(maxsize=16)
+def _kernel_for(entries: bytes, dtype: str, shape: tuple[int, int], step_bits: int):
+    """kernel_for, places of states in the kernel's own order. Kept: making them takes as long as 100 steps."""
+    table = np.frombuffer(entries, dtype).reshape(shape)
+    size, vector = shape
     window = size.bit_length() - 1
     base, start = prepare(table, step_bits)
     if table.dtype != np.int8 or not _is_wide(window, step_bits):

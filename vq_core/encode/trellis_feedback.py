@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from ...kernels import viterbi
+from ...kernels.viterbi_continued import Continued
 from ..progress import Progress
 from .feedback import Feedback, code_columns
 
@@ -19,40 +19,31 @@ class ColumnCoder:
     """
 
     def __init__(self, code, live: torch.Tensor, columns: int, chain: int, progress: Progress | None):
-        self._code, self._chain, self._progress = code, chain, progress
-        self._rows, self._steps = len(live), code.padded_steps(len(live))
-        self._ahead = min(LOOK_AHEAD, self._steps)
-        self._mask = torch.zeros(self._steps * code.vector, dtype=torch.bool)
-        self._mask[:self._rows] = live.cpu()
-        self._mask = self._mask.view(self._steps, code.vector)                       # [steps, vector]
-        self._states: dict[int, torch.Tensor] = {}                                  # column -> state after it
-        self.steps = torch.zeros(columns, self._steps, dtype=torch.uint8, device=live.device)
+        self._step, self._chain, self._progress, self._rows = code.step, chain, progress, len(live)
+        steps = code.padded_steps(len(live))
+        mask = torch.zeros(steps * code.vector, dtype=torch.bool)
+        mask[:len(live)] = live.cpu()
+        self._sequence = Continued(code.table, code.step_bits, mask.view(steps, code.vector), LOOK_AHEAD, live.device,
+                                   code.backend)
+        self._padding = (0, len(mask) - len(live))
+        self.steps = torch.zeros(columns, steps, dtype=torch.uint8, device=live.device)
 
     def __call__(self, column: int, wanted: torch.Tensor, following: torch.Tensor | None) -> torch.Tensor:
         """Code `wanted` [out_features], in sigmas -> what it decodes to."""
         if self._progress is not None:
             self._progress.check()
-        first = column % self._chain == 0
-        state = torch.zeros(1, dtype=torch.int32) if first else self._states[column - 1]
-        alone = following is None or (column + 1) % self._chain == 0
-        targets, mask = self._fixed(wanted), self._mask
-        if not alone:
-            targets = torch.cat([targets, self._fixed(following)[:self._ahead]])
-            mask = torch.cat([mask, mask[:self._ahead]])
-        code = self._code
-        chosen = viterbi.encode(targets[None], code.table, code.step_bits, mask, code.backend, states=state)
-        chosen = chosen[:, :self._steps]                                             # [1, steps]
-        windows = viterbi.windows(chosen, code.table.shape[0], code.step_bits, state)
-        self._states[column] = windows[:, -1].cpu()
-        self.steps[column] = chosen[0]
-        values = code.table.to(windows.device)[windows[0].long()]                    # [steps, vector]
-        return values.view(-1)[:self._rows].float() * code.step
+        if column % self._chain == 0:
+            self._sequence.restart()
+        if (column + 1) % self._chain == 0:
+            following = None
+        codes, values = self._sequence.code(self._padded(wanted), None if following is None else
+                                            self._padded(following))
+        self.steps[column] = codes
+        return values[:self._rows].float() * self._step
 
-    def _fixed(self, column: torch.Tensor) -> torch.Tensor:
-        """[out_features] in sigmas -> int32 [steps, vector]"""
-        x = torch.zeros(self._steps * self._code.vector, dtype=torch.int32, device=column.device)
-        x[:self._rows] = viterbi.fixed_point(column / self._code.step)
-        return x.view(self._steps, -1)
+    def _padded(self, column: torch.Tensor) -> torch.Tensor:
+        """[out_features] in sigmas -> [steps * vector] in table steps"""
+        return torch.nn.functional.pad(column / self._step, self._padding)
 
 
 def code_with_feedback(targets: torch.Tensor, live: torch.Tensor, code, chain: int, feedback: Feedback,
