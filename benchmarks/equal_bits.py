@@ -100,7 +100,8 @@ def _verdict(method: str, share: float, gap, places: list[int]) -> str:
         return f"no claim: it stores less than our lowest rate on {places.count(-1)} of {len(places)} layers"
     above = places.count(1)
     if above and gap.high >= 0:
-        return f"no claim: it stores more than our highest rate on {above} of {len(places)} layers"
+        has = "it has less error and" if gap.low > 0 else "it"
+        return f"no claim: {has} stores more than our highest rate on {above} of {len(places)} layers"
     if not gap.excludes_zero:
         return "undecided"
     fewer = f", with fewer bits on {above} of {len(places)} layers" if above else ""

@@ -210,6 +210,8 @@ def test_nothing_is_extrapolated_beyond_our_rates(bench):
     assert worse["ours_over_it"] == pytest.approx([1 / 3] * 3)     # 2^-3 over 2 * 3/16
     assert worse["verdict"] == "ours has less error, with fewer bits on 5 of 5 layers"
     assert verdict(bench, made(0.5, bits=4.5))["verdict"] \
+        == "no claim: it has less error and stores more than our highest rate on 5 of 5 layers"
+    assert verdict(bench, made(2 / 3, bits=4.5, wobble=(0.8, 0.9, 1.0, 1.2, 1.3)))["verdict"] \
         == "no claim: it stores more than our highest rate on 5 of 5 layers"
     assert verdict(bench, made(9.0, bits=0.5))["verdict"] \
         == "no claim: it stores less than our lowest rate on 5 of 5 layers"
