@@ -204,29 +204,47 @@ def write_csv(path: Path, table) -> None:
 
 
 def markdown(judged: list[Judged]) -> str:
-    """The table of docs/quality.md."""
-    head = ("method", "bits: layers", "UNet", "latent PSNR", "prediction SNR", "image PSNR", "SSIM", "attributes",
-            "ours at its bits: latent", "prediction")
-    text = [" | ".join(("", *head, "")).strip(), "|---|" + "---:|" * 7 + "---|---|"]
-    for one in judged:
-        cells = [one.name, f"{one.found['bits_layers']:.2f}", f"{one.found['bits_unet']:.2f}"]
-        cells += [_cell(one, name, digits) for name, digits in (("latent_psnr", 1), ("noise_snr", 1), ("image_psnr", 1),
-                                                               ("ssim", 3), ("attributes", 2))]
-        cells += [_verdict_cell(one.verdicts.get(name)) for name in COMPARED]
-        text.append("| " + " | ".join(cells) + " |")
+    """The tables of docs/quality.md: ours, peers that code all layers, those that code linear layers, checks."""
+    def group(one: Judged) -> str:
+        if not one.found["family"]:
+            return "Checks"
+        if one.found["family"] == LINEARS or curve_of(one.found)[0] == LINEARS:
+            return "Linear layers alone"
+        return "Ours" if one.found["family"].startswith("ours") else "Peers"
+
+    text = []
+    for title in ("Ours", "Peers", "Linear layers alone", "Checks"):
+        some = [one for one in judged if group(one) == title]
+        text += [f"### {title}", "", *_table(some), ""] if some else []
     return "\n".join(text)
 
 
-def _cell(one: Judged, name: str, digits: int) -> str:
+def _table(judged: list[Judged]) -> list[str]:
+    head = ("method", "bits: layers", "UNet", "latent PSNR", "prediction SNR", "image PSNR", "SSIM", "attributes",
+            "ours at its bits: latent PSNR", "prediction SNR")
+    text = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * 7 + "---|---|"]
+    for one in judged:
+        cells = [one.name, f"{one.found['bits_layers']:.2f}", f"{one.found['bits_unet']:.2f}"]
+        cells += [_cell(one, name, digits, name in COMPARED) for name, digits in
+                  (("latent_psnr", 1), ("noise_snr", 1), ("image_psnr", 1), ("ssim", 3), ("attributes", 2))]
+        cells += [_verdict_cell(one.verdicts.get(name)) for name in COMPARED]
+        text.append("| " + " | ".join(cells) + " |")
+    return text
+
+
+def _cell(one: Judged, name: str, digits: int, ends: bool) -> str:
     interval = one.metrics.get(name, ("", ""))[1]
     if isinstance(interval, str):
         return "-"
-    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+    between = f" ({interval.low:.{digits}f} to {interval.high:.{digits}f})" if ends else ""
+    return f"{interval.value:.{digits}f}{between}"
 
 
 def _verdict_cell(verdict: Verdict | None) -> str:
-    if verdict is None or verdict.difference is None:
-        return "" if verdict is None else f"{verdict.word}: {verdict.reason}".removesuffix(": ")
-    gap = verdict.difference
-    star = " *" if verdict.reason else ""
+    """Ours minus the peer's in words and dB; a star where ours stores fewer bits."""
+    if verdict is None:
+        return ""
+    if verdict.difference is None:
+        return f"{verdict.word}: {verdict.reason}".removesuffix(": ")
+    gap, star = verdict.difference, " \\*" if "fewer" in verdict.reason else ""
     return f"{verdict.word} {gap.value:+.1f} ({gap.low:+.1f} to {gap.high:+.1f}){star}"
