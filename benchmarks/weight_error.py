@@ -134,15 +134,20 @@ def write(rows: list[dict], missing: dict[str, str], folder: Path) -> None:
         table.writerows(line for row in compared for line in _lines(row, here))
     found = {"machine": here, "absent": missing, "failed": [row for row in rows if "failed" in row],
              "settings": {row["method"]: row["settings"] for row in good}, "comparisons": compared,
-             "layers": [_short(row) for row in good]}
+             "layers": _by_layer(good)}
     (folder / "weight_error.json").write_text(
         json.dumps(found, separators=(",", ":")).replace('},{', '},\n{') + "\n")
 
 
-def _short(row: dict) -> dict:
-    """What the JSON keeps of one layer and method"""
-    kept = {key: row[key] for key in ("set", "layer", "shape", "method", "stored_bytes", "coded_share")}
-    return {**kept, "plain": float(f"{row['plain']:.6g}"), "correlated": float(f"{row['correlated']:.6g}")}
+def _by_layer(rows: list[dict]) -> list[dict]:
+    """One entry a layer: what every method stored and lost there, six digits"""
+    layers: dict[tuple[str, str], dict] = {}
+    for row in rows:
+        entry = layers.setdefault((row["set"], row["layer"]), {key: row[key] for key in ("set", "layer", "shape")}
+                                  | {"columns": ["stored_bytes", "coded_share", "plain", "correlated"], "methods": {}})
+        entry["methods"][row["method"]] = [row["stored_bytes"], row["coded_share"],
+                                           *(float(f"{row[metric]:.6g}") for metric in ("plain", "correlated"))]
+    return list(layers.values())
 
 
 def _lines(row: dict, here: dict):
