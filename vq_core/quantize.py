@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 
 from .arch import layers as arch_layers
 from .bits import Stored, count_bits
+from .calibration.file import Calibration
 from .container import Writer, output_name
 from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed
@@ -44,6 +45,11 @@ class LayerResult:
     bits: float                            # stored bits per weight, everything in the blob counted
     bytes: int
     relative_error: float                  # squared error over squared norm
+    output_error: float | None = None      # squared error over square of the outputs, calibrated layers only
+
+    def to_json(self) -> dict:
+        """Its fields, those without a value left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,13 @@ class QuantizeResult:
 def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trellis", plan: Plan | None = None,
              text_encoder_bits: int = 6, parts: tuple[str, ...] = PARTS, skip: str | None = None,
              device: str | None = None, seed: int = 0, overwrite: bool = False, window: int | None = None,
-             progress: Progress | None = None) -> QuantizeResult:
+             calibration: str | Path | None = None, progress: Progress | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
     source_path: where it is, or an opened Source (source_model.py makes one of a model in memory); it is closed.
     output: file or existing folder; None = beside the source, `<model>-vq<bits of the UNet>b.safetensors`.
     plan: replaces bits, method, text_encoder_bits, skip and window. parts: which of "unet", "te", "vae" are kept.
+    calibration: file of `vqpack calibrate`; the UNet is coded for the inputs its layers really get.
     device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
     same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
@@ -77,10 +84,15 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     options = {"window": window} if window and method == "trellis" else {}
     plan = plan or make_plan(bits, method, text_encoder_bits, skip, **options)
     _check_parts(parts)
-    with source_path if isinstance(source_path, Source) else open_source(source_path) as source:
-        items = [item for item in stored_items(source, arch_layers(source)) if _kept(item, parts)]
+    with source_path if isinstance(source_path, Source) else open_source(source_path) as source, \
+            Calibration(calibration) if calibration else nullcontext() as calibrated:
+        layers = arch_layers(source)
+        items = [item for item in stored_items(source, layers) if _kept(item, parts)]
         plan.check([item.layer for item in items])
-        job = _Job(source, plan, sorted(set(parts)), seed, device or _best_device(), progress)
+        if calibrated is not None:
+            calibrated.check({layer.key: layer.shape for layer in layers if layer.component == "unet"
+                              and not layer.dense}, f"'{source.stem}'")
+        job = _Job(source, plan, sorted(set(parts)), seed, device or _best_device(), progress, calibrated)
         folder, name = _target(source, output)
         found = None if overwrite else job.find_existing(folder, name)
         return found or job.run(items, folder, name, overwrite, started)
@@ -114,10 +126,14 @@ def _target(source: Source, output) -> tuple[Path, str | None]:
 class _Job:
     """One run: what is read, how it is coded, how it is counted."""
 
-    def __init__(self, source: Source, plan: Plan, parts: list[str], seed: int, device: str, progress: Progress):
+    def __init__(self, source: Source, plan: Plan, parts: list[str], seed: int, device: str, progress: Progress,
+                 calibration: Calibration | None = None):
+        self.calibration = calibration
         self.source, self.plan, self.device, self.progress = source, plan, device, progress
         self.fallbacks = Fallbacks()
         self.settings = {"parts": parts, "seed": seed}
+        if calibration is not None:
+            self.settings["calibration"] = {"fingerprint": calibration.fingerprint, "pictures": calibration.count}
         self.identity = source.identity(progress)
         self.fingerprint = fingerprint(self.identity, plan.to_json(), self.settings, __version__)
 
@@ -138,7 +154,7 @@ class _Job:
         writer = Writer(path, overwrite, self.fingerprint, self._expected_bytes(items))
         try:
             layers, stored = self._code_all(items, writer)
-            file_bytes, metadata = settle(writer, [asdict(layer) for layer in layers], stored,
+            file_bytes, metadata = settle(writer, [layer.to_json() for layer in layers], stored,
                                           lambda bits: self._metadata(layers, bits))
             bits = json.loads(metadata["vqpack.bits"])
             if name is None:
@@ -207,16 +223,18 @@ class _Job:
         if spec.kind == "dense":
             return item.load(self.source), None
         loaded = item.load_float(self.source)
+        gram = self.calibration.gram(key) if self.calibration and item.layer.component == "unet" else None
 
         def encode(device: str, **options):
             return encode_weight(loaded, spec, key=key, device=device, source_dtype=self.source.dtype(item.source_key),
-                                 splits=item.layer.splits, seed=self.settings["seed"], progress=stoppable, **options)
+                                 splits=item.layer.splits, seed=self.settings["seed"], progress=stoppable, gram=gram,
+                                 **options)
 
         coded = with_less_memory(encode, spec.kind, self.device, self.fallbacks)
         weight = coded.weight
         layer = LayerResult(key, list(weight.shape), spec_of(weight), round(weight.bits, 4), weight.nbytes,
-                            coded.relative_error)
-        return weight.blob, {"layer": asdict(layer), "tables": list(coded.tables)}
+                            coded.relative_error, coded.output_error)
+        return weight.blob, {"layer": layer.to_json(), "tables": list(coded.tables)}
 
     def _metadata(self, layers: list[LayerResult], bits: dict) -> dict[str, str]:
         weights = sum(prod(layer.shape) for layer in layers)

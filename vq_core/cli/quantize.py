@@ -15,7 +15,7 @@ def run(args) -> int:
                       plan=load_plan(args.plan) if args.plan else None, text_encoder_bits=args.text_encoder_bits,
                       parts=tuple(p.strip() for p in args.parts.split(",") if p.strip()), skip=args.skip,
                       device=args.device, seed=args.seed, overwrite=args.overwrite, window=args.window,
-                      progress=console.progress())
+                      calibration=args.calibration, progress=console.progress())
     if args.json:
         console.write_json(args.json, result_json(result))
     bits = result.bits
@@ -31,7 +31,7 @@ def result_json(result) -> dict:
     """The JSON of `quantize --json`: inspect's fields, seconds, peak memory and each layer's error."""
     return {"format_version": 1, "architecture": result.architecture, "bits": result.bits,
             "file_bytes": result.file_bytes, "source": result.source,
-            "layers": [dataclasses.asdict(layer) for layer in result.layers],
+            "layers": [layer.to_json() for layer in result.layers],
             "file": result.path.name, "already_there": result.already_there,
             "fallbacks": dataclasses.asdict(result.fallbacks),
             "seconds": round(result.seconds, 3), "peak_rss_bytes": console.peak_rss_bytes()}

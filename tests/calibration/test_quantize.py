@@ -1,0 +1,73 @@
+"""quantize with a calibration: what changes in the file, what stays, and what is refused."""
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from vqpack.vq_core.arch import layers as arch_layers
+from vqpack.vq_core.calibration import Calibration
+from vqpack.vq_core.cli.main import main
+from vqpack.vq_core.container import Reader
+from vqpack.vq_core.errors import PlanError
+from vqpack.vq_core.inspection import read_report
+from vqpack.vq_core.plan import Plan
+from vqpack.vq_core.quantize import quantize
+from vqpack.vq_core.source import open_source
+from vqpack.vq_core.spec import DenseSpec, TrellisSpec
+
+
+@pytest.fixture(scope="module")
+def plan(testbed):
+    """Three layers of different kinds at 2 bits, all others kept: seconds instead of minutes."""
+    with open_source(testbed) as source:
+        coded = [layer for layer in arch_layers(source) if layer.component == "unet" and not layer.dense]
+    chosen = [next(layer.key for layer in coded if word in layer.key)
+              for word in ("attn2.to_k", "ff.net.2", "skip_connection")]
+    return Plan(unet=DenseSpec(), layers=tuple((key, TrellisSpec(bits=2, window=8)) for key in chosen))
+
+
+def test_the_file_says_what_it_was_coded_for(testbed, small, plan, tmp_path):
+    free = quantize(testbed, tmp_path / "free", plan=plan)
+    found = quantize(testbed, tmp_path / "calibrated", plan=plan, calibration=small.path)
+    assert [layer.output_error for layer in free.layers] == [None] * 3
+    for plain, calibrated in zip(free.layers, found.layers, strict=True):
+        assert calibrated.bits == plain.bits and calibrated.relative_error > plain.relative_error
+        assert 0 < calibrated.output_error < calibrated.relative_error
+    with Reader(free.path) as reader:
+        assert all("output_error" not in row for row in read_report(reader)["layers"])
+    with Calibration(small.path) as opened, Reader(found.path) as reader:
+        rows = read_report(reader)["layers"]
+        assert [row["output_error"] for row in rows] == [layer.output_error for layer in found.layers]
+        noted = json.loads(reader.metadata["vqpack.settings"])["calibration"]
+        assert noted == {"fingerprint": opened.fingerprint, "pictures": 4}
+    again = quantize(testbed, tmp_path / "calibrated", plan=plan, calibration=small.path)
+    assert again.already_there and again.layers == found.layers
+    other = quantize(testbed, tmp_path / "calibrated", plan=plan)
+    assert not other.already_there and other.path != found.path
+
+
+def test_the_same_bytes_with_any_number_of_threads(testbed, small, plan, tmp_path):
+    threads, written = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            result = quantize(testbed, tmp_path / f"threads{count}", plan=plan, calibration=small.path)
+            written.append(result.path.read_bytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert written[0] == written[1]
+
+
+def test_a_calibration_of_another_base_is_refused_before_anything_is_written(testbed, small, tmp_path, monkeypatch,
+                                                                              capsys):
+    known = Calibration.check
+
+    def other(self, shapes, name):
+        known(self, {**shapes, next(iter(shapes)): (1, 2)}, name)
+
+    monkeypatch.setattr(Calibration, "check", other)
+    with pytest.raises(PlanError, match="a calibration of another base"):
+        quantize(testbed, tmp_path / "out", calibration=small.path)
+    assert main(["quantize", str(testbed), "-o", str(tmp_path / "out"), "--calibration", str(small.path)]) == 1
+    assert "another base" in capsys.readouterr().err and not list(tmp_path.iterdir())
