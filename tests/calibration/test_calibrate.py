@@ -75,10 +75,16 @@ def test_grams_are_means_over_the_recorded_calls(small, pipe, captions, quick):
                                                atol=1e-4 * float((x * x).mean()))
 
 
-def test_several_sweeps_give_the_same_file(small, again):
+def test_several_sweeps_and_any_number_of_threads_give_the_same_file(small, again):
     with Calibration(small.path) as found:
         total = sum(8 * group.blocks * group.size ** 2 for group in found.groups)
-    result = again(memory=total // 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3 - min(2, before))
+    try:
+        result = again(memory=total // 2)
+        assert torch.get_num_threads() == 3 - min(2, before)
+    finally:
+        torch.set_num_threads(before)
     assert any("sweeps" in note for note in result.notes)
     assert result.path.read_bytes() == small.path.read_bytes()
     assert [path.name for path in result.path.parent.iterdir()] == [result.path.name]

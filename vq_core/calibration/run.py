@@ -4,7 +4,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +63,9 @@ def calibrate(source: str | Path, output: str | Path, *, prompts: str | Path | S
     source: any checkpoint with its text encoders. output: NAME (".vqcal.safetensors" is added where it is missing).
     prompts: "built-in", a file, or a list; count: only so many of them. size: (height, width), None = the model's own.
     memory: bytes for the sums; what does not fit is captured in several sweeps. settings: fields of settings.Settings
-    that replace the preset's (steps, guidance, sampler, scheduler, timesteps, window, seed, ...). tell: called with
-    each sentence worth reading as soon as it is known. Same input and settings give the same file. Raises VQError.
+    that replace the preset's (steps, guidance, sampler, scheduler, timesteps, window, seed, threads, ...). tell:
+    called with each sentence worth reading as soon as it is known. Same input and settings give the same file on the
+    same kind of device. Raises VQError.
     """
     started, progress = time.monotonic(), progress or Progress()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,7 +81,8 @@ def calibrate(source: str | Path, output: str | Path, *, prompts: str | Path | S
     if not overwrite and job.is_there(path):
         return Result(path, tuple(job.notes), 0.0, already_there=True)
     try:
-        return Result(job.run(path, overwrite), tuple(job.notes), time.monotonic() - started)
+        with _threads(chosen.threads if chosen.device == "cpu" else None):
+            return Result(job.run(path, overwrite), tuple(job.notes), time.monotonic() - started)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not _no_memory(error):
             raise
@@ -89,6 +92,17 @@ def calibrate(source: str | Path, output: str | Path, *, prompts: str | Path | S
         raise os_error(error, path.parent) from None
     finally:
         free_memory()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """A fixed number of torch's threads, so that the bytes do not depend on the machine; None = as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_source(checkpoint: Checkpoint) -> None:

@@ -17,7 +17,7 @@ PRESETS = {
 }
 TIMESTEPS = 8                              # looked at in each picture (AutoRound's default for diffusion models, too)
 TOKENS = 256                               # input vectors taken from one call of one layer: docs/calibration.md
-FULL_COLUMNS = 2304                        # wider convolutions get one gram a kernel tap: docs/calibration.md
+FULL_COLUMNS = 5760                        # wider convolutions get one gram a kernel tap: docs/calibration.md
 HELD_OUT_SHARE = 0.25                      # of the pictures, at least one
 SENSITIVITY_CALLS = 16
 GOLDEN = 0.6180339887498949                # its multiples modulo 1 spread any number of pictures evenly
@@ -42,6 +42,7 @@ class Settings:
     held_out_share: float = HELD_OUT_SHARE
     sensitivity_calls: int = SENSITIVITY_CALLS             # 0: none
     device: str = "cpu"
+    threads: int = 1                       # on the CPU: sums come out in another order, the last bits differ
 
     def check(self, factor: int) -> None:
         """PlanError in one sentence for what cannot be drawn. factor: pixels a latent."""
@@ -51,7 +52,7 @@ class Settings:
                             f"{height}x{width}")
         for name, value, low, high in (("--steps", self.steps, 1, 1000), ("--timesteps", self.timesteps, 1, 1000),
                                        ("--cfg", self.guidance, 0, 50), ("--seed", self.seed, 0, 2**62),
-                                       ("tokens", self.tokens, 1, 1 << 20)):
+                                       ("tokens", self.tokens, 1, 1 << 20), ("--threads", self.threads, 1, 256)):
             if not low <= value <= high:
                 raise PlanError(f"{name} must be {low} to {high}, got {value:g}")
         for name, value, known in (("--sampler", self.sampler, trajectory.SAMPLERS),

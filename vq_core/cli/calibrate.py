@@ -35,6 +35,8 @@ def add(commands) -> None:
     p.add_argument("--memory", type=memory, default=8 << 30, metavar="8G",
                    help="for what is gathered; more is gathered in several sweeps (default 8G)")
     p.add_argument("--seed", type=int, metavar="S", help="of the first picture, the others follow (default 0)")
+    p.add_argument("--threads", type=int, metavar="N",
+                   help="on the CPU (default 1); the same number gives the same bytes on any machine")
     p.add_argument("--sensitivity", action=argparse.BooleanOptionalAction, default=True,
                    help="also measure what each layer's errors do to the predicted noise")
     p.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
@@ -51,7 +53,7 @@ def run(args) -> int:
                        size=args.size, memory=args.memory, sensitivity=args.sensitivity, device=args.device,
                        configs=args.configs, overwrite=args.overwrite, progress=console.progress(), tell=_tell,
                        steps=args.steps, guidance=args.cfg, sampler=args.sampler, scheduler=args.scheduler,
-                       timesteps=args.timesteps, window=args.window, seed=args.seed)
+                       timesteps=args.timesteps, window=args.window, seed=args.seed, threads=args.threads)
     verb = "is already there" if result.already_there else f"took {console.duration(result.seconds)}"
     print(f"{result.path}: {console.size(result.path.stat().st_size)}, {verb}")
     return 0
