@@ -26,6 +26,7 @@ SHORT = (("sdnq-uint", "u"), ("quanto-", ""), ("gguf-", ""), ("torchao-int4-", "
          ("hqq-", ""), ("-codebook", " book"), ("-hadamard", " rot"), ("-fp16-scales", " fp16"),
          ("-uint8-scales", " u8"), ("-tensor", " tensor"), ("-rows", " rows"))
 LABELED, LABEL_WIDTH, LABEL_HEIGHT = 2, 58, 9             # panels with names; pixels at the figures' 100 dpi
+LEAST_GAP = 0.9                            # dB between two curves' names
 MOST_BITS = 7.0                            # of the UNet, in the panels where all layers are coded
 INK, SOFT = "#222222", "#8a8a8a"
 CURVES = ("ours-trellis-4", "ours-trellis-3", "ours-trellis-2", "gguf-Q4_K", "gguf-Q3_K", "gguf-Q2_K", "ours-uniform-3",
@@ -126,8 +127,9 @@ def _short(name: str) -> str:
 def _legend(students: list[Judged]) -> list:
     families = {one.found["family"] for one in students}
     line = pyplot.Line2D
-    ours = [line([], [], color=color, lw=2.4 if family == TRELLIS else 1.3, marker="o", ms=4, label=label)
-            for family, (color, label) in OURS.items() if family in families and family != LINEARS]
+    lines = {TRELLIS, LINEARS} & families
+    ours = [line([], [], color=color, lw=2.4 if family in lines else 1.3, marker="o", ms=4, label=label)
+            for family, (color, label) in OURS.items() if family in families and (family != LINEARS or len(lines) == 1)]
     return ours + [line([], [], color=color, marker=marker, lw=0, ms=6, label=family)
                    for family, (color, marker) in PEERS.items() if family in families]
 
@@ -135,17 +137,17 @@ def _legend(students: list[Judged]) -> list:
 def _timesteps(students: dict[str, Judged]):
     """Median over the prompts of the SNR at every step, with the prompt."""
     figure, axis = pyplot.subplots(figsize=(9, 5.2))
-    for name in CURVES:
-        if name in students:
-            one = students[name]
-            snr = torch.tensor(one.found["noise_snr"])[:, -1].median(1).values
-            color, _ = OURS.get(one.found["family"], PEERS.get(one.found["family"], (INK, "")))
-            ours = one.found["family"] == TRELLIS
-            axis.plot(one.found["timesteps"], snr, color=color, lw=2.4 if ours else 1.3,
-                      ls="-" if ours else "--", marker="o" if ours else None, ms=4)
-            axis.annotate(f"{name.removeprefix('ours-')}  {one.found['bits_unet']:.2f} bits",
-                          (one.found["timesteps"][0], snr[0]), xytext=(-6, 0), textcoords="offset points",
-                          ha="right", va="center", fontsize=7.5, color=color)
+    curves = [(torch.tensor(students[name].found["noise_snr"])[:, -1].median(1).values, students[name])
+              for name in CURVES if name in students]
+    height = math.inf
+    for snr, one in sorted(curves, key=lambda curve: -float(curve[0][0])):
+        color, _ = OURS.get(one.found["family"], PEERS.get(one.found["family"], (INK, "")))
+        ours, times = one.found["family"] == TRELLIS, one.found["timesteps"]
+        axis.plot(times, snr, color=color, lw=2.4 if ours else 1.3, ls="-" if ours else "--",
+                  marker="o" if ours else None, ms=4)
+        height = min(float(snr[0]), height - LEAST_GAP)
+        axis.annotate(f"{one.name.removeprefix('ours-')}  {one.found['bits_unet']:.2f} bits", (times[0], height),
+                      xytext=(-6, 0), textcoords="offset points", ha="right", va="center", fontsize=7.5, color=color)
     axis.set(xlabel="timestep (left: noise, right: picture)", ylabel="SNR of the noise prediction, dB",
              xlim=(1250, -10), xticks=range(0, 1001, 250))
     figure.tight_layout()
