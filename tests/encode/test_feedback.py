@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from vqpack.benchmarks.correlated import gram, inputs, weights
+from vqpack.kernels import viterbi
 from vqpack.kernels.reference import decode_part
 from vqpack.vq_core.encode import encode_weight, feedback
 from vqpack.vq_core.encode.feedback import (
@@ -162,6 +163,20 @@ def test_codes_do_not_depend_on_threads():
         torch.set_num_threads(threads)
     assert all(torch.equal(part.codes, parts[0].codes) and torch.equal(part.scales.row, parts[0].scales.row)
                for part in parts)
+
+
+@pytest.mark.skipif(viterbi.report("cpu")["numba"] is not None, reason="numba is not installed")
+@pytest.mark.parametrize("bits, window, rows, channels, taps", [(1, 8, 40, 150, 1), (2.5, 12, 33, 24, 2), (4, 8, 5, 9, 3)])
+def test_native_code_gives_the_codes_of_the_plain_way(bits, window, rows, channels, taps):
+    """Chains of several columns, masked rows, the edges of lazy blocks and of the gram's."""
+    matrix = weights(rows, channels * taps)
+    matrix[::7] = 0
+    g = torch.stack([gram(inputs(channels, 300, seed))[0] for seed in range(taps)])
+    spec = TrellisSpec(bits=bits, window=window)
+    plain, native = (encode_trellis(matrix, spec, channels=channels, taps=taps, gram=Gram(g, 300), backend=backend)
+                     for backend in ("torch", "numba"))
+    assert plain.chain > 1 and torch.equal(plain.codes, native.codes)
+    assert torch.equal(plain.scales.row, native.scales.row)
 
 
 def test_grams_of_another_shape_are_refused():

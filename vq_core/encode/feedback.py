@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -94,37 +95,54 @@ def expected_error(forward: torch.Tensor, held_out: torch.Tensor) -> torch.Tenso
     return ((solved @ held_out) * solved).sum()
 
 
-def code_columns(targets: torch.Tensor, feedback: Feedback, code: Callable[..., torch.Tensor]) -> torch.Tensor:
+def code_columns(targets: torch.Tensor, feedback: Feedback, code) -> torch.Tensor:
     """Code float32 [rows, cols] column by column -> decoded, the same shape.
 
-    code(j, column [rows], following [rows] or None) codes one corrected column -> what it decodes to [rows];
-    `following` is the next column as far as it is corrected yet.
+    code: a function as code_one_by_one takes it, or an object with a method block(first, here, targets, forward) that
+    does what code_one_by_one does.
     """
     n, size = feedback.pivots.shape
     decoded = torch.empty_like(targets)
+    code_block = code.block if hasattr(code, "block") else partial(code_one_by_one, code)
     for block in range(n):
         forward, first = feedback.forward[block], block * size
         wanted = targets[:, first:first + size].clone()                             # corrected as we go
         for start in range(0, size, LAZY):
             stop = min(size, start + LAZY)
-            lost = wanted.new_zeros(wanted.shape[0], stop - start)
-            here = wanted[:, start:stop].t().contiguous()                           # [columns, rows]
-            for i in range(stop - start):
-                following = here[i + 1] if i + 1 < len(here) else \
-                    _after(targets, wanted, lost, forward, start, stop, first)
-                found = code(first + start + i, here[i], following)
-                decoded[:, first + start + i] = found
-                lost[:, i] = targets[:, first + start + i] - found
-                here[i + 1:] += forward[start + i, start + i + 1:stop, None] * lost[None, :, i]
-            wanted[:, stop:] += lost @ forward[start:stop, stop:]
+            mine = slice(first + start, first + stop)
+            here, share = _with_next(targets, wanted, forward, first, start, stop)
+            own = targets[:, mine].t().contiguous()                                 # [columns, rows]
+            decoded[:, mine] = code_block(first + start, here, own, share).t()
+            wanted[:, stop:] += (targets[:, mine] - decoded[:, mine]) @ forward[start:stop, stop:]
     return decoded
 
 
-def _after(targets, wanted, lost, forward, start: int, stop: int, first: int) -> torch.Tensor | None:
-    """The first column behind start..stop, corrected by all of these but the last; None after the last of all."""
+def code_one_by_one(code: Callable[..., torch.Tensor], first: int, here: torch.Tensor, targets: torch.Tensor,
+                    forward: torch.Tensor) -> torch.Tensor:
+    """Columns first, first + 1 .. of targets [n, rows] -> decoded [n, rows].
+
+    code(j, column [rows], following [rows] or None) codes one corrected column -> what it decodes to [rows];
+    `following` is the next column as far as it is corrected yet. here, forward: as _with_next gives them.
+    """
+    decoded = torch.empty_like(targets)
+    for i in range(len(targets)):
+        decoded[i] = code(first + i, here[i], here[i + 1] if i + 1 < len(here) else None)
+        here[i + 1:] += forward[i, i + 1:, None] * (targets[i] - decoded[i])
+    return decoded
+
+
+def _with_next(targets, wanted, forward, first: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns start..stop of a block as corrected so far, and what each one's error adds to the others.
+
+    [n + 1, rows] and [n, n + 1]: the last is the column that comes after them; it is left out where there is none.
+    """
     if stop < wanted.shape[1]:
-        return wanted[:, stop] + lost @ forward[start:stop, stop]
-    return targets[:, first + stop] if first + stop < targets.shape[1] else None
+        return wanted[:, start:stop + 1].t().contiguous(), forward[start:stop, start:stop + 1].contiguous()
+    here, share = wanted[:, start:stop], forward[start:stop, start:stop]
+    if first + stop < targets.shape[1]:                                             # the next block's, not corrected
+        here = torch.cat([here, targets[:, first + stop, None]], 1)
+        share = torch.cat([share, share.new_zeros(len(share), 1)], 1)
+    return here.t().contiguous(), share.contiguous()
 
 
 @contextmanager

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from ...kernels import viterbi
 from ...kernels.viterbi_continued import Continued
 from ..progress import Progress
 from .feedback import Feedback, code_columns
@@ -13,7 +14,7 @@ LOOK_AHEAD = 32
 
 
 class ColumnCoder:
-    """Codes one column at a time, in order; keeps the step codes.
+    """Codes columns in order, one at a time or, in native code, a block at a time; keeps the step codes.
 
     code: a trellis code (trellis._Code); live: bool [out_features], False for rows of zeros; chain: columns a sequence.
     """
@@ -23,10 +24,17 @@ class ColumnCoder:
         steps = code.padded_steps(len(live))
         mask = torch.zeros(steps * code.vector, dtype=torch.bool)
         mask[:len(live)] = live.cpu()
-        self._sequence = Continued(code.table, code.step_bits, mask.view(steps, code.vector), LOOK_AHEAD, live.device,
-                                   code.backend)
         self._padding = (0, len(mask) - len(live))
         self.steps = torch.zeros(columns, steps, dtype=torch.uint8, device=live.device)
+        mask, ahead = mask.view(steps, code.vector), min(LOOK_AHEAD, steps)
+        backend = viterbi.choose(live.device, code.backend)
+        if backend == "numba":
+            from ...kernels.viterbi_columns import Columns
+
+            self._native = Columns(code.table, code.step_bits, code.step, mask, ahead, chain)
+            self.block = self._code_block
+        else:
+            self._sequence = Continued(code.table, code.step_bits, mask, ahead, live.device, backend)
 
     def __call__(self, column: int, wanted: torch.Tensor, following: torch.Tensor | None) -> torch.Tensor:
         """Code `wanted` [out_features], in sigmas -> what it decodes to."""
@@ -40,6 +48,14 @@ class ColumnCoder:
                                             self._padded(following))
         self.steps[column] = codes
         return values[:self._rows].float() * self._step
+
+    def _code_block(self, first: int, here: torch.Tensor, targets: torch.Tensor, forward: torch.Tensor) -> torch.Tensor:
+        """As feedback.code_one_by_one with this coder."""
+        if self._progress is not None:
+            self._progress.check()
+        codes, decoded = self._native.code(first, here, targets, forward)
+        self.steps[first:first + len(codes)] = codes
+        return decoded
 
     def _padded(self, column: torch.Tensor) -> torch.Tensor:
         """[out_features] in sigmas -> [steps * vector] in table steps"""
