@@ -8,11 +8,13 @@ from vqpack.kernels import viterbi
 from vqpack.kernels.reference import decode_part
 from vqpack.vq_core.encode import encode_weight, feedback
 from vqpack.vq_core.encode.feedback import (
+    DAMPINGS,
     add_damping,
     choose_damping,
     code_columns,
     expected_error,
     factor,
+    held_out_error,
     make_feedback,
 )
 from vqpack.vq_core.encode.trellis import encode_trellis
@@ -58,6 +60,8 @@ def test_factor_and_expected_error_are_exact():
     inverse = torch.linalg.inv(half)
     wanted = sum(torch.trace(t @ g @ t.t()) for t, g in zip(inverse, damped, strict=True))
     assert torch.allclose(expected_error(forward, damped), wanted) and torch.allclose(wanted, pivots.sum())
+    other = gram(inputs(24, 90, 1)).double().repeat(2, 1, 1)
+    assert held_out_error(forward, torch.linalg.cholesky(other)) == pytest.approx(float(expected_error(forward, other)))
 
 
 def test_the_following_column_is_the_one_that_comes(monkeypatch):
@@ -91,7 +95,9 @@ def test_blocks_are_independent():
 @pytest.mark.parametrize("samples, least, most", [(20, 0.3, 1e6), (4000, 0.003, 0.1)])
 def test_damping_follows_the_number_of_samples(samples, least, most):
     a, b = gram(inputs(64, samples, 0)), gram(inputs(64, samples, 1))
-    assert least <= choose_damping(a.double(), b.double(), None) <= most
+    g = Gram(a, samples, b, samples)
+    errors = [float(expected_error(factor(add_damping(a.double(), d))[0], b.double())) for d in DAMPINGS]
+    assert least <= choose_damping(g) <= most and errors[DAMPINGS.index(choose_damping(g))] == min(errors)
 
 
 @pytest.mark.parametrize("samples", [6, 16, 32, 64])
@@ -166,7 +172,8 @@ def test_codes_do_not_depend_on_threads():
 
 
 @pytest.mark.skipif(viterbi.report("cpu")["numba"] is not None, reason="numba is not installed")
-@pytest.mark.parametrize("bits, window, rows, channels, taps", [(1, 8, 40, 150, 1), (2.5, 12, 33, 24, 2), (4, 8, 5, 9, 3)])
+@pytest.mark.parametrize("bits, window, rows, channels, taps", [(1, 8, 40, 150, 1), (2.5, 12, 33, 24, 2),
+                                                                (4, 8, 5, 9, 3)])
 def test_native_code_gives_the_codes_of_the_plain_way(bits, window, rows, channels, taps):
     """Chains of several columns, masked rows, the edges of lazy blocks and of the gram's."""
     matrix = weights(rows, channels * taps)
