@@ -8,6 +8,8 @@ from .errors import PlanError
 SPEC_VERSION = 1
 TRELLIS_RATES = (1, 1.5, 2, 2.5, 3, 3.5, 4)
 DEFAULT_WINDOW = 12
+ROUNDINGS = ("auto", "nearest", "gptq", "adaround")
+LATER = {"rounding": "auto"}                # fields younger than the format: written only where they say something
 
 
 def _check(ok: bool, message: str) -> None:
@@ -65,13 +67,18 @@ class AdditiveSpec:
 
 @dataclass(frozen=True)
 class ProductSpec:
-    """The book is chosen by position (DPQ 2.2); books shared by blocks of positions cost <= max_codebook_bits."""
+    """The book is chosen by position (DPQ 2.2); books shared by blocks of positions cost <= max_codebook_bits.
+
+    Unless given, that is 0.25; at 1 bit 0.125, so that SDXL's UNet with its books is below a 24th of float32 (DPQ).
+    """
 
     bits: int = 3
-    max_codebook_bits: float = 0.25
+    max_codebook_bits: float | None = None
     kind = "product"
 
     def __post_init__(self):
+        if self.max_codebook_bits is None:
+            object.__setattr__(self, "max_codebook_bits", 0.125 if self.bits == 1 else 0.25)
         _check(self.bits in (1, 2, 3, 4), f"product bits must be 1, 2, 3 or 4, got {self.bits}")
 
     @property
@@ -100,15 +107,21 @@ class PaletteSpec:
 
 @dataclass(frozen=True)
 class UniformSpec:
-    """Integer grid with scale and zero point a row or a group (Q-Diffusion 3.2's quantizer without rounding)."""
+    """Integer grid with scale and zero point a row or a group (Q-Diffusion 3.2's quantizer).
+
+    rounding, where the layer's inputs are known: "gptq" (error feedback), "adaround" (learned), "nearest"; "auto" is
+    gptq. Without a calibration every rounding is to the nearest.
+    """
 
     bits: int = 4
     group_size: int = 0
+    rounding: str = "auto"
     kind = "uniform"
 
     def __post_init__(self):
         _check(self.bits in range(1, 9), f"uniform bits must be 1 to 8, got {self.bits}")
         _check(self.group_size == 0 or self.group_size >= 16, f"group_size must be 0 or >= 16, got {self.group_size}")
+        _check(self.rounding in ROUNDINGS, f"rounding must be one of {', '.join(ROUNDINGS)}, got '{self.rounding}'")
 
 
 @dataclass(frozen=True)
@@ -136,8 +149,9 @@ def make_spec(kind: str, bits: float | None = None, **options) -> Spec:
 
 
 def spec_to_json(spec: Spec) -> dict:
-    """-> {"kind", its fields}"""
-    return {"kind": spec.kind, **asdict(spec)}
+    """-> {"kind", its fields}; those of LATER only where they differ from their default."""
+    found = {"kind": spec.kind, **asdict(spec)}
+    return {name: value for name, value in found.items() if name not in LATER or value != LATER[name]}
 
 
 def spec_from_json(data: dict) -> Spec:

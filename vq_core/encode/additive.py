@@ -7,9 +7,13 @@ import torch
 
 from ...kernels.parts import AdditivePart
 from ..errors import PlanError
+from ..gram import Gram
 from ..progress import Progress
 from ..spec import AdditiveSpec
-from .kmeans import SCORE_BUDGET, argmax, fit, nearest
+from .alternate import alternate, start
+from .beams import beam_search
+from .feedback import one_thread
+from .kmeans import fit, nearest
 from .vectors import decode_rows, normalized, row_chunks, row_scales, sample_vectors, shares, stored_part
 
 RIDGE = 1e-3                               # pull towards the old books, in average entries: keeps unused entries
@@ -24,20 +28,24 @@ class Effort:
     rounds: int
     beam: int                              # 1 = greedy
     passes: int = 1                        # over all vectors, each followed by least-squares books
+    sweeps: int = 3                        # with a gram: most beam searches over the whole layer
 
 
 # Gaussian 1280 x 1280, error over 4^-bits at 2 / 3 bits, weights/s of one busy CPU thread at 3 bits:
 # fast 1.68 / 2.28, 1.2 M; normal 1.54 / 1.86, 0.5 M; beam 2 with half the sample 1.62 / 2.07, 1.0 M; twice the rounds
 # 1.53 / 1.83, 0.36 M; beam 8 1.50 / 1.74, 0.2 M. Plain residual k-means in sample: 1.66 / 2.22.
-EFFORTS = {"fast": Effort(2**15, 8, 0, 1), "normal": Effort(2**15, 5, 2, 4), "best": Effort(2**18, 12, 12, 8)}
+EFFORTS = {"fast": Effort(2**15, 8, 0, 1, sweeps=1), "normal": Effort(2**15, 5, 2, 4),
+           "best": Effort(2**18, 12, 12, 8, sweeps=1000)}
 
 
 def encode_additive(matrix: torch.Tensor, spec: AdditiveSpec, *, channels: int, taps: int, seed: int = 0, device=None,
-                    progress: Progress | None = None, effort: str | Effort = "normal") -> AdditivePart:
+                    progress: Progress | None = None, effort: str | Effort = "normal",
+                    gram: Gram | None = None) -> AdditivePart:
     """Code float32 [out_features, cols]; columns are padded to a multiple of 8 with zeros.
 
     Books are trained on an even sample of vectors over row scales, all vectors are coded, then books and row scales
-    are refitted by least squares to everything. effort: "fast", "normal", "best" or an Effort.
+    are refitted by least squares to everything. effort: "fast", "normal", "best" or an Effort. gram: of the layer's
+    inputs; from the trained books on codes, books and scales are then chosen by the outputs (alternate.py).
     Deterministic for a seed. Raises PlanError for an unknown effort.
     """
     effort = _effort(effort)
@@ -47,9 +55,18 @@ def encode_additive(matrix: torch.Tensor, spec: AdditiveSpec, *, channels: int, 
     scales = row_scales(matrix)                                                     # [out_features]
     vectors, weights = sample_vectors(matrix, scales, spec.group, effort.sample)
     books = train(vectors, weights, spec, effort, seed)                             # [M, 256, 8]
+    if gram is not None:
+        return _with_gram(matrix, scales, books, gram, effort, seed, progress, channels, taps)
     for _ in range(effort.passes):
         codes, books = _code_all(matrix, scales, books, effort.beam, progress)
     return stored_part(matrix, scales > 0, books[None], codes, channels, taps, 8)
+
+
+def _with_gram(matrix, scales, books, gram, effort, seed, progress, channels, taps):
+    with one_thread():
+        coded = start(matrix, scales, books[None], gram, effort.beam)
+        coded = alternate(coded, effort.sweeps, effort.beam, seed, progress)
+        return stored_part(matrix, scales > 0, coded.books, coded.codes.to(torch.uint8), channels, taps, 8, coded.gram)
 
 
 def train(vectors: torch.Tensor, weights: torch.Tensor, spec: AdditiveSpec, effort: Effort, seed: int) -> torch.Tensor:
@@ -73,12 +90,6 @@ def residual_books(vectors: torch.Tensor, weights: torch.Tensor, spec: AdditiveS
         rest = rest - book[0][nearest(rest, book)]
         books.append(book[0])
     return torch.stack(books)
-
-
-def beam_search(vectors: torch.Tensor, books: torch.Tensor, beam: int) -> torch.Tensor:
-    """Codes int64 [n, M] of vectors [n, g]; the `beam` best partial sums survive each book [M, K, g]."""
-    chunk = max(1, SCORE_BUDGET // (beam * books.shape[1]))
-    return torch.cat([_beam_chunk(part, books, beam) for part in vectors.split(chunk)])
 
 
 def improved(vectors: torch.Tensor, books: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -137,33 +148,6 @@ def _code_all(matrix, scales, books, beam, progress):
         if progress is not None:
             progress.check()
     return torch.cat(coded), equations.solve(books)
-
-
-def _beam_chunk(vectors, books, beam):
-    n, g = vectors.shape
-    rest = vectors[:, None]                                                         # [n, beam, g]
-    codes = torch.zeros(n, 1, 0, dtype=torch.int64, device=vectors.device)          # [n, beam, m]
-    for m, book in enumerate(books):
-        width, size = rest.shape[1], len(book)
-        head = torch.cat([rest, rest.square().sum(-1, keepdim=True).mul_(-0.5), rest.new_ones(n, width, 1)], 2)
-        tail = torch.cat([book, book.new_ones(size, 1), book.square().sum(1, keepdim=True).mul_(-0.5)], 1)
-        scores = (head.view(n * width, g + 2) @ tail.T).view(n, width * size)       # -|rest - entry|^2 / 2
-        best = _top(scores, min(beam, width * size) if m + 1 < len(books) else 1)   # [n, beam]
-        parent, code = best // size, best % size
-        codes = torch.cat([codes.gather(1, parent[..., None].expand(-1, -1, m)), code[..., None]], 2)
-        rest = rest.gather(1, parent[..., None].expand(-1, -1, g)) - book[code]
-    return codes[:, 0]
-
-
-def _top(scores, count):
-    """Positions of the `count` largest in each row of [n, k]; overwrites scores (8 argmax passes beat topk 5 times)."""
-    if scores.device.type != "cpu":
-        return scores.topk(count, 1).indices
-    picks = [argmax(scores)[:, None]]
-    while len(picks) < count:
-        scores.scatter_(1, picks[-1], -torch.inf)
-        picks.append(argmax(scores)[:, None])
-    return torch.cat(picks, 1)
 
 
 def _effort(effort: str | Effort) -> Effort:

@@ -1,19 +1,25 @@
 """product: the book is chosen by position (DPQ 2.2); blocks of positions share books, so that books stay cheap."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...kernels.parts import AdditivePart
+from ..errors import PlanError
+from ..gram import Gram
 from ..progress import Progress
 from ..spec import ProductSpec
+from .alternate import alternate, start
+from .feedback import one_thread
 from .kmeans import cluster_sums, fit, nearest, spread_sample
+from .merging import CRITERIA, merge
 from .vectors import normalized, row_chunks, row_scales, shares, stored_part
 
 ENTRY_BITS = 16                            # of one number in a stored book
 ITERATIONS = 6                             # of k-means; 10: error 2 % lower at 2 and 3 bits, two thirds of the speed
 SAMPLES_PER_ENTRY = 128                    # vectors per book entry in training
+BEAM, SWEEPS = 4, 2                        # with a gram: of the search over codes
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,34 @@ def plan_layout(out_features: int, cols: int, spec: ProductSpec) -> Layout:
 
 
 def encode_product(matrix: torch.Tensor, spec: ProductSpec, *, channels: int, taps: int, seed: int = 0, device=None,
-                   progress: Progress | None = None) -> AdditivePart:
+                   progress: Progress | None = None, gram: Gram | None = None, merging: str | None = None
+                   ) -> AdditivePart:
     """Code float32 [out_features, cols]: k-means of the sub-vectors of each block of positions, over row scales.
 
-    Codes all vectors, moves the books to the means of all their vectors, refits row scales. Deterministic for a seed.
+    Codes all vectors, moves the books to the means of all their vectors, refits row scales. gram: of the layer's
+    inputs; from the trained books on codes, books and scales are then chosen by the outputs (alternate.py).
+    merging: "ward" or "usage": books of single positions, merged until those of a block fit one book (DPQ's
+    compression), instead of k-means of the whole block. Deterministic for a seed.
     """
     matrix = matrix.to(device or "cpu", torch.float32)
     layout = plan_layout(*matrix.shape, spec)
     scales = row_scales(matrix)                                                     # [out_features]
-    books = train(matrix, scales, layout, seed)                                     # [blocks, K, group]
+    if merging is not None and merging not in CRITERIA:
+        raise PlanError(f"merging must be one of {', '.join(CRITERIA)}, got '{merging}'")
+    books = train(matrix, scales, layout, seed) if merging is None else \
+        merged_books(matrix, scales, layout, seed, merging)                         # [blocks, K, group]
+    if gram is not None:
+        return _with_gram(matrix, scales, books, gram, layout.bits, seed, progress, channels, taps)
     codes, books = _code_all(matrix, scales, books, layout, progress)
     return stored_part(matrix, scales > 0, books[:, None], codes, channels, taps, layout.bits)
+
+
+def _with_gram(matrix, scales, books, gram, bits, seed, progress, channels, taps):
+    with one_thread():
+        coded = start(matrix, scales, books[:, None], gram, BEAM)
+        coded = alternate(coded, SWEEPS, BEAM, seed, progress)
+        return stored_part(matrix, scales > 0, coded.books, coded.codes.to(torch.uint8), channels, taps, bits,
+                           coded.gram)
 
 
 def train(matrix: torch.Tensor, scales: torch.Tensor, layout: Layout, seed: int) -> torch.Tensor:
@@ -73,6 +96,20 @@ def train(matrix: torch.Tensor, scales: torch.Tensor, layout: Layout, seed: int)
     rows = spread_sample(matrix.shape[0], limit).to(matrix.device)
     points, weights = _block_points(matrix[rows], scales[rows], shares(scales)[rows], layout, members, real)
     return fit(points, weights, layout.codebook_size, ITERATIONS, seed)
+
+
+def merged_books(matrix: torch.Tensor, scales: torch.Tensor, layout: Layout, seed: int, merging: str) -> torch.Tensor:
+    """Books [blocks, K, group]: k-means of every position by itself, then a block's entries merged down to one book."""
+    alone, books = replace(layout, blocks=layout.positions), []
+    entries = train(matrix, scales, alone, seed)                                    # [P, K, group]
+    points = normalized(matrix, scales, layout.group).transpose(0, 1)               # [P, out_features, group]
+    weights = shares(scales)[None].expand(layout.positions, -1)
+    _, counts = cluster_sums(points, weights, nearest(points, entries), layout.codebook_size)
+    members, real = layout.members(matrix.device)
+    for chosen, there in zip(members, real, strict=True):
+        mine = chosen[there]
+        books.append(merge(entries[mine].flatten(0, 1), counts[mine].flatten(), layout.codebook_size, merging))
+    return torch.stack(books)
 
 
 def _code_all(matrix, scales, books, layout, progress):

@@ -1,14 +1,15 @@
-"""uniform: an integer grid with a scale and a zero point per row or group (Q-Diffusion's, round to nearest)."""
+"""uniform: an integer grid with a scale and a zero point per row or group (Q-Diffusion's quantizer)."""
 from __future__ import annotations
 
 import torch
 
 from ...kernels.packing import pack_codes
 from ...kernels.parts import LutPart
-from ..gram import Gram
+from ..gram import Gram, inner
 from ..progress import Progress
 from ..spec import UniformSpec
 from . import scales as sc
+from .adaround import round_adaptively
 from .feedback import code_columns, make_feedback, one_thread
 from .palette import stored_scales
 
@@ -24,7 +25,8 @@ def encode_uniform(matrix: torch.Tensor, spec: UniformSpec, *, channels: int, ta
 
     power: what the search for the range minimizes, |error|^power; Q-Diffusion uses 2.4 (Li et al. 2023, 3.2).
     With power 2 the scale is refitted by least squares after coding. gram: of the layer's inputs; codes are then
-    chosen with error feedback on the same grid (GPTQ, arXiv 2210.17323). `seed` has no effect.
+    chosen again on the same grid as spec.rounding says (without a gram every rounding is to the nearest) and row scales
+    refitted to the outputs. `seed` has no effect.
     """
     matrix = matrix.to(device or "cpu", torch.float32)
     mask = sc.group_mask(matrix.shape[1], spec.group_size, matrix.device)           # [groups, size]
@@ -36,18 +38,42 @@ def encode_uniform(matrix: torch.Tensor, spec: UniformSpec, *, channels: int, ta
         codes.append(pack_codes(coded[2].reshape(len(rows), -1)[:, : matrix.shape[1]].to(torch.int32), spec.bits).cpu())
         if progress is not None:
             progress.check()
-    if gram is not None:
-        codes = [_code_with_gram(matrix, torch.cat(scales), torch.cat(zeros), spec, gram, progress)]
-    half, gain = sc.to_half(torch.cat(scales), 1.0)
-    zero_points = torch.cat(zeros).to(torch.uint8).cpu()                            # [out_features, groups]
+    scales, zeros = torch.cat(scales), torch.cat(zeros)                             # [out_features, groups]
+    if gram is not None and spec.rounding != "nearest":
+        codes, scales = _code_with_gram(matrix, scales, zeros, spec, gram, progress)
+        codes = [pack_codes(codes.to(torch.int32), spec.bits).cpu()]
+    half, gain = sc.to_half(scales, 1.0)
+    zero_points = zeros.to(torch.uint8).cpu()                                       # [out_features, groups]
     return LutPart(matrix.shape[0], channels, taps, spec.bits, torch.cat(codes), stored_scales(half, gain, spec),
                    zero_points=zero_points if spec.group_size else zero_points[:, 0].contiguous())
 
 
 def _code_with_gram(matrix, scales, zeros, spec, gram, progress):
-    """Column by column with error feedback on the grid found -> packed codes"""
+    """-> codes float32 [rows, cols] on the grid found, and its scales, refitted where a row has one."""
+    with one_thread():
+        feedback = make_feedback(gram).to(matrix.device)
+        code = _adaround if spec.rounding == "adaround" else _gptq
+        codes = code(matrix, scales, zeros, spec, feedback, progress)
+        if spec.group_size:
+            return codes, scales
+        decoded = (codes - zeros) * scales
+        energy = inner(decoded, decoded, feedback.gram)
+        fit = torch.where(energy > 0, inner(matrix, decoded, feedback.gram) / energy.clamp(min=1e-300), 1)
+        return codes, scales * fit[:, None].float()
+
+
+def _adaround(matrix, scales, zeros, spec, feedback, progress):
+    """Up or down for each weight, learned."""
+    size = spec.group_size or matrix.shape[1]
+    scales, zeros = (v.repeat_interleave(size, 1)[:, :matrix.shape[1]] for v in (scales, zeros))
+    wanted = torch.where(scales == 0, 0.0, matrix / torch.where(scales == 0, 1.0, scales)) + zeros
+    return round_adaptively(wanted, scales, 2**spec.bits - 1, feedback.gram, progress=progress)
+
+
+def _gptq(matrix, scales, zeros, spec, feedback, progress):
+    """Column by column with error feedback (GPTQ, arXiv 2210.17323)."""
     size, top = spec.group_size or matrix.shape[1], 2**spec.bits - 1
-    codes = torch.zeros(matrix.shape[1], matrix.shape[0], dtype=torch.int32, device=matrix.device)
+    codes = torch.zeros_like(matrix.t())                                            # [cols, rows]
 
     def code(column, wanted, _):
         if progress is not None:
@@ -57,9 +83,8 @@ def _code_with_gram(matrix, scales, zeros, spec, gram, progress):
         codes[column] = (wanted * inverse + zero).round_().clamp_(0, top)
         return (codes[column] - zero) * scale
 
-    with one_thread():
-        code_columns(matrix, make_feedback(gram).to(matrix.device), code)
-    return pack_codes(codes.t().contiguous(), spec.bits).cpu()
+    code_columns(matrix, feedback, code)
+    return codes.t().contiguous()
 
 
 def _encode_rows(groups, mask, bits, power):

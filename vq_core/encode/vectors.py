@@ -5,6 +5,7 @@ import torch
 
 from ...kernels.packing import pack_codes
 from ...kernels.parts import AdditivePart, Scales
+from ..gram import inner
 from . import scales as sc
 from .kmeans import spread_sample
 
@@ -58,19 +59,29 @@ def decode_rows(books: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 
 def stored_part(matrix: torch.Tensor, alive: torch.Tensor, books: torch.Tensor, codes: torch.Tensor, channels: int,
-                taps: int, bits: int) -> AdditivePart:
+                taps: int, bits: int, gram: torch.Tensor | None = None) -> AdditivePart:
     """Round the books to int16, fit row scales to the rounded books, pack the codes.
 
     alive: bool [out_features], False for rows that must decode to zero. codes: uint8 [out_features, P, M].
+    gram: float32 [n, size, size] the scales are fitted with, maybe padded with zeros; None = the identity.
     """
     out_features, cols = matrix.shape
+    gram = gram[:, :cols, :cols] if gram is not None else None
     integers, _ = sc.to_integers(books)
     exact = integers.to(matrix.device, torch.float32)
     scales, packed = [], []
     for rows in row_chunks(out_features, cols):
         decoded = decode_rows(exact, codes[rows]).flatten(1)[:, :cols]
-        scales.append(sc.refit(matrix[rows], decoded))
+        scales.append(_fitted(matrix[rows], decoded, gram))
         packed.append(pack_codes(codes[rows].flatten(1).to(torch.int32), bits).cpu())
     half, gain = sc.to_half(torch.where(alive, torch.cat(scales), 0.0), 1.0)
     return AdditivePart(out_features, channels, taps, bits, books.shape[3], torch.cat(packed), integers,
                         Scales(gain, row=half))
+
+
+def _fitted(targets, decoded, gram):
+    """Least-squares factor of each row, the error seen through a gram if there is one."""
+    if gram is None:
+        return sc.refit(targets, decoded)
+    energy = inner(decoded, decoded, gram)
+    return (inner(targets, decoded, gram) / torch.where(energy > 0, energy, 1.0)).float()
