@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 from ..describe import size
+from ..errors import PlanError
 from ..progress import Progress
 
-__all__ = ["ConsoleProgress", "duration", "peak_rss_bytes", "progress", "size", "stopwatch", "write_json"]
+__all__ = ["ConsoleProgress", "duration", "output_file", "peak_rss_bytes", "progress", "size", "stopwatch",
+           "write_json"]
 
 
 class ConsoleProgress:
@@ -53,6 +55,15 @@ def duration(seconds: float) -> str:
 def write_json(path: str, data: dict) -> None:
     """Write a result file; the folder must exist."""
     Path(path).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def output_file(path: str) -> Path:
+    """Where a result goes; refused before any work where it cannot be written."""
+    found = Path(path)
+    if found.is_dir() or not found.absolute().parent.is_dir():
+        what = "is a folder" if found.is_dir() else "lies in a folder that does not exist"
+        raise PlanError(f"'{path}' {what}: give a file name in a folder that exists")
+    return found
 
 
 def peak_rss_bytes() -> int:

@@ -224,9 +224,31 @@ def _blocks(spec: TrellisSpec, channels: int) -> tuple[int, ...]:
     return (0, block) if spec.rotation < 0 and block else (max(0, spec.rotation),)
 
 
+def sample_errors(matrix: torch.Tensor, spec: TrellisSpec, *, channels: int, taps: int = 1, seed: int = 0,
+                  backend: str | None = None) -> dict[int, float]:
+    """Block of rotation (0 = none) -> relative squared error of a sample of matrix float32 [out_features, cols].
+
+    Coded data-free with window 8, behind each block the spec leaves to choose from.
+    """
+    rms = root_mean_square(matrix[:, None], matrix.new_ones(1, matrix.shape[1]))[:, 0]        # [out_features]
+    blocks, sign = _blocks(spec, channels), signs(seed % 2**32, channels, matrix.device).repeat(taps)
+    rows, columns = _sample(matrix.shape, max(blocks) or 1)
+    energy = float(matrix[rows][:, columns].double().square().sum())
+    errors = _sample_errors(matrix, rms, spec, blocks, sign, backend)
+    return {block: error / energy if energy else 0.0 for block, error in errors.items()}
+
+
+def coding_error(targets: torch.Tensor, spec: TrellisSpec, window: int, scale: float = 1.0) -> float:
+    """Mean squared error of coding targets float32 [out_features, columns] as they are, with scales of `scale`."""
+    code = _make_code(spec, window, None)
+    columns, live = (targets / scale).t().contiguous(), torch.ones(len(targets), dtype=torch.bool)
+    _, decoded = _code_columns(columns, live, code, chain_columns(*targets.shape, code))
+    return float((columns - decoded).double().square().mean()) * scale**2
+
+
 def _sample_errors(matrix, rms, spec, blocks, sign, backend) -> dict[int, float]:
     """Squared error of a sample of the weights, coded with window 8 behind each block of rotation."""
-    block = blocks[1]
+    block = max(blocks) or 1
     code = _make_code(spec, SAMPLE_WINDOW, backend)
     rows, columns = _sample(matrix.shape, block)
     rows, columns = rows.to(matrix.device), columns.to(matrix.device)
