@@ -27,6 +27,7 @@ SHORT = (("sdnq-uint", "u"), ("quanto-", ""), ("gguf-", ""), ("torchao-int4-", "
          ("-uint8-scales", " u8"), ("-tensor", " tensor"), ("-rows", " rows"))
 LABELED, LABEL_WIDTH, LABEL_HEIGHT = 2, 58, 9             # panels with names; pixels at the figures' 100 dpi
 LEAST_GAP = 0.9                            # dB between two curves' names
+MOST_NAMES = 5                             # settings of a peer whose points get names
 MOST_BITS = 7.0                            # of the UNet, in the panels where all layers are coded
 INK, SOFT = "#222222", "#8a8a8a"
 CURVES = ("ours-trellis-4", "ours-trellis-3", "ours-trellis-2", "gguf-Q4_K", "gguf-Q3_K", "gguf-Q2_K", "ours-uniform-3",
@@ -105,9 +106,12 @@ def _panel(axis, students: list[Judged], metric: str, bits: str) -> None:
 
 
 def _label(axis, students: list[Judged], metric: str, bits: str) -> None:
-    """A name right of each peer's point, lower where another would cover it; the axes must have their final size."""
+    """A name right of each point of the peers with few, lower where another would cover it; the axes must have their
+    final size. A peer with many settings is a cloud: its names are in the table."""
     placed: list[tuple[float, float]] = []
-    points = [(one.found[bits], one.metrics[metric][1].value, one) for one in students if one.found["family"] in PEERS]
+    families = [one.found["family"] for one in students]
+    points = [(one.found[bits], one.metrics[metric][1].value, one) for one in students
+              if one.found["family"] in PEERS and families.count(one.found["family"]) <= MOST_NAMES]
     for x, y, one in sorted(points, key=lambda point: (-point[1], point[0])):
         left, height = axis.transData.transform((x, y))
         while any(abs(left - other) < LABEL_WIDTH and abs(height - at) < LABEL_HEIGHT for other, at in placed):
