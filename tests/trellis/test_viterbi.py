@@ -123,7 +123,8 @@ def test_a_sequence_cut_in_two_goes_on_from_its_state(backend, window, step_bits
     assert torch.equal(codes.long(), wanted)
     values = viterbi.replay(codes, table, step_bits, starts)
     for row, start, found in zip(codes, starts, values, strict=True):
-        assert np.array_equal(viterbi_reference.replay(row.numpy(), table.numpy(), step_bits, int(start)), found.numpy())
+        wanted = viterbi_reference.replay(row.numpy(), table.numpy(), step_bits, int(start))
+        assert np.array_equal(wanted, found.numpy())
     states = viterbi.windows(codes[:, :7], 1 << window, step_bits, starts)[:, -1]
     again = viterbi.encode(targets[:, 7:], table, step_bits, backend=backend, states=states)   # the best path goes on
     assert torch.equal(viterbi.replay(again, table, step_bits, states), values[:, 7:])
