@@ -200,19 +200,20 @@ def _choose_feedback(matrix, rms, spec, channels, sign, backend, gram: Gram) -> 
     """
     blocks, size = _blocks(spec, channels), gram.blocks.shape[1]
 
-    def feedback(block: int) -> Feedback:
+    def feedback(block: int, damping: float | None = None) -> Feedback:
         if not block:
-            return make_feedback(gram).to(matrix.device)
+            return make_feedback(gram, None, damping)
         turn = sign[:size].cpu().double()
-        return make_feedback(gram, lambda rows: rotate(rows, block, turn) / block**0.5).to(matrix.device)
+        return make_feedback(gram, lambda rows: rotate(rows, block, turn) / block**0.5, damping)
 
     if len(blocks) == 1:
-        return blocks[0], feedback(blocks[0])
+        return blocks[0], feedback(blocks[0]).to(matrix.device)
     errors = _sample_errors(matrix, rms, spec, blocks, sign, backend)
-    found = {block: feedback(block) for block in blocks}
+    rotated = feedback(blocks[1])
+    found = {0: feedback(0, rotated.damping), blocks[1]: rotated}
     costs = {block: errors[block] * float(found[block].pivots.double().sum()) for block in blocks}
     best = blocks[1] if costs[blocks[1]] < WORTH_ROTATING * costs[0] else 0
-    return best, found[best]
+    return best, found[best].to(matrix.device)
 
 
 def _blocks(spec: TrellisSpec, channels: int) -> tuple[int, ...]:
