@@ -34,7 +34,7 @@ from quality_measure import Kept, Settings, draw_teacher, eight_bits, measure
 from quality_students import Row, rows
 
 load_vqpack()
-# What the standard run leaves out: SDNQ's plain setting, whose weights "fp16-scales" gives at fewer bits, and two of ours.
+# What the standard run leaves out: SDNQ's plain setting, whose weights "fp16-scales" gives at fewer bits; two of ours.
 NOT_STANDARD = re.compile(r"sdnq-uint.$|ours-palette-(1|8)$")
 
 
