@@ -4,7 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 from vqpack.benchmarks.correlated import gram, inputs, weights
-from vqpack.vq_core.encode import encode_weight
+from vqpack.vq_core import encode
+from vqpack.vq_core.encode import encode_weight, ranges
 from vqpack.vq_core.encode.adaround import Schedule, round_adaptively
 from vqpack.vq_core.errors import PlanError
 from vqpack.vq_core.gram import Gram, output_error
@@ -89,3 +90,28 @@ def test_a_split_shortcut_saves_the_small_half():
         lost = [matrix - coded.weight.decode() for coded in (joint, split)]
         assert relative(lost[0], matrix, blocks) >= 10 * relative(lost[1], matrix, blocks)
         assert lost[0][:, 128:].square().sum() >= 50 * lost[1][:, 128:].square().sum()
+
+
+@pytest.mark.parametrize("splits", [(64, 64), (32, 32, 32, 32)])
+def test_later_ranges_make_up_for_earlier_ones(splits, monkeypatch):
+    matrix, g = layer(96, 128)
+    truth = gram(inputs(128, 8192, 9))
+    with_it = encode_weight(matrix, make_spec("trellis", 2), splits=splits, gram=g).weight.decode()
+    monkeypatch.setattr(encode, "carried_over", lambda *_: torch.zeros(1))
+    without = encode_weight(matrix, make_spec("trellis", 2), splits=splits, gram=g).weight.decode()
+    assert relative(matrix - with_it, matrix, truth) < 0.92 * relative(matrix - without, matrix, truth)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_what_is_carried_over_solves_the_least_squares_problem(blocks, monkeypatch):
+    """Four taps of six channels, the first four coded: errors against a dense solution, whole gram and one a tap."""
+    monkeypatch.setattr(ranges, "DAMPINGS", (0.0,))
+    size = 24 // blocks
+    g = torch.cat([gram(inputs(size, 200, seed)) for seed in range(blocks)])
+    lost = weights(5, 16)
+    found = ranges.carried_over(lost, Gram(g, 200, g, 200), 4, 6, 6)                 # [5, taps * 2]
+    whole = torch.block_diag(*g).double()
+    channel = torch.arange(24) % 6
+    before, here = (channel < 4).nonzero()[:, 0], (channel >= 4).nonzero()[:, 0]
+    wanted = lost.double() @ whole[before][:, here] @ torch.linalg.inv(whole[here][:, here])
+    assert torch.allclose(found.double(), wanted, atol=1e-4)

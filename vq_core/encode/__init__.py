@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ...kernels.dispatch import decode_part
 from ..errors import FormatError
 from ..gram import Gram, output_error
 from ..progress import Progress
@@ -16,6 +17,7 @@ from ..spec import Spec
 from ..tables import table_by_id
 from ..weight import CodedWeight
 from ..workers import Stoppable, as_done
+from .ranges import carried_over
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dty
     """Code one weight, float32 [out, in] or [out, in, kh, kw].
 
     splits: sizes of the input-channel ranges coded apart (Q-Diffusion's split shortcut); () = one range.
+        With a gram later ranges make up for the errors of earlier ones.
     gram: of the layer's inputs, by which errors are weighed and corrected; None = data-free.
     Raises FormatError naming the key where the weight holds NaN or Inf.
     """
@@ -69,13 +72,20 @@ def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dty
     edges = [0]
     for size in splits or (channels,):
         edges.append(edges[-1] + size)
-    parts = []
+    parts, lost = [], weight.new_zeros(weight.shape[0], taps, 0)                    # of earlier ranges
     for start, stop in zip(edges, edges[1:], strict=False):
+        matrix = to_matrix(weight, start, stop)
+        wanted = matrix
         if gram is not None:
             options["gram"] = gram.split(start, stop, channels)
-        part = encode(to_matrix(weight, start, stop), spec, channels=stop - start, taps=taps, seed=seed,
-                      device=device, progress=progress, **options)
+            if start:
+                wanted = matrix + carried_over(lost.flatten(1), gram, start, stop, channels)
+        part = encode(wanted, spec, channels=stop - start, taps=taps, seed=seed, device=device, progress=progress,
+                      **options)
         parts.append((start, stop, spec.kind, part))
+        if gram is not None and stop < channels:
+            missed = (matrix - decode_part(part)).view(len(matrix), taps, -1)       # [out, taps, channels]
+            lost = torch.cat([lost, missed], 2)
     blob = build_blob(tuple(weight.shape), source_dtype, parts)
     tables = tuple(sorted({part.table_id for part in read_layout(blob, key).parts if part.kind == "trellis"}))
     coded = parse_blob(blob, {i: table_by_id(i) for i in tables}, key)
