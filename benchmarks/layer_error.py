@@ -43,6 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     path, results = RESULTS / "layer_error.json", []
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
     for layer in args.layers.split(","):
         cases = conv_cases() if layer == "conv" else linear_cases(layer, args.inputs)
         for name, weight, given, truth in cases:
@@ -50,8 +51,14 @@ def main() -> None:
                 results.append({"layer": name, "code": code, **measure(weight, code, given, truth)})
                 print("{layer:22} {code:15} {bits:6.3f} bits  in sample {in_sample:.5f}  held out {held_out:.5f}  "
                       "free {free:.5f}  {seconds:6.1f} s".format(**results[-1]), flush=True)
-                path.write_text(json.dumps({"machine": machine(), "inputs": args.inputs, "rows": results}, indent=1)
-                                + "\n")
+                path.write_text(json.dumps({"machine": machine(), "inputs": args.inputs,
+                                            "rows": merged(earlier, results)}, indent=1) + "\n")
+
+
+def merged(earlier: list[dict], results: list[dict]) -> list[dict]:
+    """Rows measured now in place of earlier ones of the same layer and code."""
+    now = {(row["layer"], row["code"]) for row in results}
+    return [row for row in earlier if (row["layer"], row["code"]) not in now] + results
 
 
 def linear_cases(layer: str, count: int):
