@@ -10,7 +10,6 @@ from functools import cache
 import numpy as np
 import torch
 
-from .viterbi_numba import buffers, kernel_for
 from .viterbi_reference import FRACTION, TARGET_LIMIT
 
 
@@ -22,6 +21,8 @@ class Columns:
     """
 
     def __init__(self, table: torch.Tensor, step_bits: int, step: float, mask: torch.Tensor, ahead: int, chain: int):
+        from .viterbi_numba import buffers, kernel_for
+
         self._entries, self._step, self._chain = table.cpu().numpy(), np.float32(step), chain
         kernel, self._arguments = kernel_for(self._entries, step_bits)
         self._mask = np.concatenate([mask.numpy(), mask.numpy()[:ahead]])            # [steps + ahead, vector]
