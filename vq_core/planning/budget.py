@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from functools import cache
 from math import prod
 
 from ..arch import Layer
@@ -53,8 +54,13 @@ def table_sizes(specs) -> dict[tuple[int, int, int], int]:
     for spec in specs:
         if isinstance(spec, TrellisSpec):
             name = (spec.window, spec.step_bits, spec.vector)
-            found[name] = len(table_bytes(get_table(*name)[0]))
+            found[name] = _table_bytes(*name)
     return found
+
+
+@cache
+def _table_bytes(window: int, step_bits: int, vector: int) -> int:
+    return len(table_bytes(get_table(window, step_bits, vector)[0]))
 
 
 def file_bytes(source: Source, items: list[Item], plan: Plan, settings: dict, layers: Mapping[str, int]) -> int:
