@@ -70,18 +70,22 @@ class QuantizeResult:
 def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trellis", plan: Plan | None = None,
              text_encoder_bits: int = 6, parts: tuple[str, ...] = PARTS, skip: str | None = None,
              device: str | None = None, seed: int = 0, overwrite: bool = False, window: int | None = None,
-             calibration: str | Path | None = None, progress: Progress | None = None) -> QuantizeResult:
+             calibration: str | Path | None = None, rounding: str | None = None,
+             progress: Progress | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
     source_path: where it is, or an opened Source (source_model.py makes one of a model in memory); it is closed.
     output: file or existing folder; None = beside the source, `<model>-vq<bits of the UNet>b.safetensors`.
-    plan: replaces bits, method, text_encoder_bits, skip and window. parts: which of "unet", "te", "vae" are kept.
+    plan: replaces bits, method, text_encoder_bits, skip, window and rounding (of uniform codes:
+    spec.UniformSpec). parts: which of "unet", "te", "vae" are kept.
     calibration: file of `vqpack calibrate`; the UNet is coded for the inputs its layers really get.
     device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
     same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
     started, progress = time.monotonic(), progress or Progress()
     options = {"window": window} if window and method == "trellis" else {}
+    if rounding is not None:
+        options["rounding"] = rounding
     plan = plan or make_plan(bits, method, text_encoder_bits, skip, **options)
     _check_parts(parts)
     with source_path if isinstance(source_path, Source) else open_source(source_path) as source, \
@@ -89,6 +93,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
         layers = arch_layers(source)
         items = [item for item in stored_items(source, layers) if _kept(item, parts)]
         plan.check([item.layer for item in items])
+        _check_rounding(plan, items, calibrated)
         if calibrated is not None:
             calibrated.check({layer.key: layer.shape for layer in layers if layer.component == "unet"
                               and not layer.dense}, f"'{source.stem}'")
@@ -101,6 +106,16 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
 def _check_parts(parts) -> None:
     if not parts or any(part not in PARTS for part in parts):
         raise PlanError(f"parts must be chosen from {', '.join(PARTS)}, got '{','.join(parts)}'")
+
+
+def _check_rounding(plan: Plan, items: list[Item], calibrated: Calibration | None) -> None:
+    if calibrated is not None:
+        return
+    for item in items:
+        rounding = getattr(plan.spec_for(item.layer), "rounding", "auto")
+        if rounding in ("gptq", "adaround"):
+            raise PlanError(f"rounding '{rounding}' of '{item.layer.key}' needs to know the layer's inputs: give a "
+                            f"file of `vqpack calibrate` with --calibration, or use rounding auto")
 
 
 def _kept(item: Item, parts) -> bool:

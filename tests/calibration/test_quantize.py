@@ -71,3 +71,11 @@ def test_a_calibration_of_another_base_is_refused_before_anything_is_written(tes
         quantize(testbed, tmp_path / "out", calibration=small.path)
     assert main(["quantize", str(testbed), "-o", str(tmp_path / "out"), "--calibration", str(small.path)]) == 1
     assert "another base" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_rounding_that_needs_inputs_is_refused_without_them(testbed, tmp_path):
+    with pytest.raises(PlanError, match="rounding 'adaround' of .* needs to know the layer's inputs"):
+        quantize(testbed, tmp_path / "out", bits=4, method="uniform", rounding="adaround")
+    with pytest.raises(PlanError, match="trellis has no option 'rounding'"):
+        quantize(testbed, tmp_path / "out", bits=4, rounding="gptq")
+    assert not list(tmp_path.iterdir())

@@ -58,6 +58,8 @@ def _add_quantize(commands) -> None:
     p.add_argument("--method", default="trellis", choices=("trellis", "additive", "product", "palette", "uniform"))
     p.add_argument("--plan", metavar="FILE", help="JSON plan; replaces --bits, --method, --text-encoder-bits, --skip")
     p.add_argument("--calibration", metavar="CAL", help="file of `vqpack calibrate`: codes for the inputs layers get")
+    p.add_argument("--rounding", choices=("gptq", "adaround", "nearest"),
+                   help="of uniform codes, with a calibration (default gptq)")
     p.add_argument("--text-encoder-bits", type=int, default=6, choices=(16, 8, 6, 4), metavar="B",
                    help="16 (kept), 8, 6 or 4 (default 6)")
     p.add_argument("--parts", default="unet,te,vae", help="what the file keeps (default unet,te,vae)")
