@@ -109,9 +109,7 @@ def _check_parts(parts) -> None:
 
 
 def _check_rounding(plan: Plan, items: list[Item], calibrated: Calibration | None) -> None:
-    if calibrated is not None:
-        return
-    for item in items:
+    for item in items if calibrated is None else ():
         rounding = getattr(plan.spec_for(item.layer), "rounding", "auto")
         if rounding in ("gptq", "adaround"):
             raise PlanError(f"rounding '{rounding}' of '{item.layer.key}' needs to know the layer's inputs: give a "
