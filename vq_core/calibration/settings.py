@@ -16,8 +16,10 @@ PRESETS = {
     "turbo": {"steps": 4, "guidance": 1.0, "sampler": "euler", "scheduler": "sgm_uniform"},
 }
 TIMESTEPS = 8                              # looked at in each picture (AutoRound's default for diffusion models, too)
-TOKENS = 256                               # input vectors taken from one call of one layer: docs/calibration.md
-FULL_COLUMNS = 5760                        # wider convolutions get one gram a kernel tap: docs/calibration.md
+# Input vectors taken from one call of one layer. Held-out loss of ideal feedback on the testbed's convolutions, against
+# all vectors: 8: 1.35, 32: 1.1, 128: 1.02, 256: 1.007. More pictures help more than more vectors.
+TOKENS = 256
+FULL_COLUMNS = 5760                        # wider convolutions get a gram a kernel tap; SDXL: 15 % more sums than 2304
 HELD_OUT_SHARE = 0.25                      # of the pictures, at least one
 SENSITIVITY_CALLS = 16
 GOLDEN = 0.6180339887498949                # its multiples modulo 1 spread any number of pictures evenly

@@ -17,7 +17,7 @@ from ..errors import PlanError
 from ..gram import Gram
 
 # Shares of the mean diagonal added to it. 640 inputs wide, the best for 64, 160, 320, 640 and 4096 samples is 1, 1, .3,
-# .1 and .03; with 64 samples 0.01 is worse than no feedback (docs/calibration.md). The last stands for no feedback.
+# .1 and .03; with 64 samples 0.01 is worse than no feedback. The last stands for no feedback.
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 1e6)
 LAZY = 128                                 # columns whose corrections are added to the later ones at once
 

@@ -9,7 +9,7 @@ from ..progress import Progress
 from .feedback import Feedback, code_columns
 
 # Steps of the next column coded along with a column and thrown away, so that the state a column ends in suits the next
-# (a chain is one sequence of codes). 1280 x 640, 2 bits: see docs/calibration.md.
+# (a chain is one sequence of codes). 1280 x 640, 2 bits: 0.5 % less error than with none; 96 steps gain no more.
 LOOK_AHEAD = 32
 
 
