@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
@@ -50,9 +51,18 @@ def coded_layers(shapes: dict[str, tuple[int, ...]]) -> list[CodedLayer]:
 
 
 def find_groups(pipe, layers: list[CodedLayer], guidance: float, full_columns: int) -> tuple[list[Group], list[str]]:
-    """-> (groups in the order of their first layers, keys of layers that no input reached).
+    """-> (groups in the order of their first layers, keys of layers that no input reached): groups_of on one step of
+    the smallest picture.
+    """
+    side = 8 * pipe.vae_scale_factor
+    return groups_of(pipe.unet, layers, full_columns, lambda: trajectory.sample(
+        pipe, ["a"], [0], 1, guidance, (side, side), decode=False))
 
-    One step on the smallest picture is drawn; layers share a gram where they were handed the very same tensor.
+
+def groups_of(unet, layers: list[CodedLayer], full_columns: int, ask: Callable[[], object]
+              ) -> tuple[list[Group], list[str]]:
+    """find_groups for anything that ask() makes the UNet do: layers share a gram where they were handed the very same
+    tensor.
     """
     seen: dict[str, tuple] = {}
     alive: dict[int, tuple[weakref.ref, int]] = {}
@@ -70,12 +80,11 @@ def find_groups(pipe, layers: list[CodedLayer], guidance: float, full_columns: i
             seen.setdefault(key, (identity(args[0]), _geometry(module), any(ref() is args[0] for ref in text)))
         return hook
 
-    hooks = [pipe.unet.register_forward_pre_hook(
+    hooks = [unet.register_forward_pre_hook(
         lambda _, args, named: text.append(weakref.ref(named["encoder_hidden_states"])), with_kwargs=True)]
-    hooks += [pipe.unet.get_submodule(layer.module).register_forward_pre_hook(listen(layer.key)) for layer in layers]
-    side = 8 * pipe.vae_scale_factor
+    hooks += [unet.get_submodule(layer.module).register_forward_pre_hook(listen(layer.key)) for layer in layers]
     try:
-        trajectory.sample(pipe, ["a"], [0], 1, guidance, (side, side), decode=False)
+        ask()
     finally:
         for hook in hooks:
             hook.remove()
