@@ -157,10 +157,10 @@ def test_nan_steps_are_left_out_or_refused(again, monkeypatch):
 
 
 def test_layers_never_reached_are_told(again, monkeypatch):
-    from vqpack.vq_core.calibration import run
+    from vqpack.vq_core.calibration import teacher
 
-    find = run.find_groups
-    monkeypatch.setattr(run, "find_groups", lambda *args: (find(*args)[0][1:], ["x"]))
+    find = teacher.find_groups
+    monkeypatch.setattr(teacher, "find_groups", lambda *args: (find(*args)[0][1:], ["x"]))
     result = again(sensitivity=False, steps=1, timesteps=1)
     assert any("never reached" in note and "'x'" in note for note in result.notes)
     with Calibration(result.path) as found:

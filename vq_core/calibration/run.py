@@ -11,17 +11,14 @@ from pathlib import Path
 
 import torch
 
-from ..compare.models import NEEDS_PICTURE, Checkpoint, Models, built_in_prompts, free_memory, open_checkpoint
-from ..compare.prompts import BUILT_IN, Prompts, read_prompts
+from ..compare.models import free_memory
+from ..compare.prompts import BUILT_IN, Prompts, read_prompts, spread
 from ..container import Writer
 from ..device_memory import is_out_of_memory
 from ..errors import FormatError, PlanError, UnsupportedError, VQError
 from ..progress import Progress
 from ..publish import os_error
-from ..safetensors_io import sha256_file
-from ..source import open_source
 from ..version import __version__
-from .calls import draw
 from .capture import capture, stored_notes
 from .file import (
     COUNTS,
@@ -34,10 +31,11 @@ from .file import (
     header_facts,
     shapes_digest,
 )
-from .groups import Group, coded_layers, find_groups, sweeps
+from .groups import Group, sweeps
 from .kept import Kept
 from .sensitivity import measure
 from .settings import Settings, pictures, preset_settings
+from .teacher import CheckpointTeacher
 
 MEMORY = 8 << 30                           # bytes
 LONGEST_PROMPT = 1 << 20                   # characters; what the encoders do not read is cut, which is said
@@ -53,30 +51,30 @@ class Result:
     already_there: bool = False
 
 
-def calibrate(source: str | Path, output: str | Path, *, prompts: str | Path | Sequence[str] = BUILT_IN,
-              preset: str = "base", count: int | None = None, size: tuple[int, int] | None = None,
-              memory: int = MEMORY, sensitivity: bool = True, device: str | None = None,
-              configs: str | Path | None = None, overwrite: bool = False, progress: Progress | None = None,
-              tell: Callable[[str], None] | None = None, **settings) -> Result:
+def calibrate(source: str | Path | CheckpointTeacher, output: str | Path, *,
+              prompts: str | Path | Sequence[str] = BUILT_IN, preset: str = "base", count: int | None = None,
+              size: tuple[int, int] | None = None, memory: int = MEMORY, sensitivity: bool = True,
+              device: str | None = None, configs: str | Path | None = None, overwrite: bool = False,
+              progress: Progress | None = None, tell: Callable[[str], None] | None = None, **settings) -> Result:
     """Draw prompts with a checkpoint's own sampler and write what its coded layers saw.
 
-    source: any checkpoint with its text encoders. output: NAME (".vqcal.safetensors" is added where it is missing).
-    prompts: "built-in", a file, or a list; count: only so many of them. size: (height, width), None = the model's own.
+    source: any checkpoint with its text encoders, or a model in memory as in teacher.py; device and configs are for
+    checkpoints only. output: NAME (".vqcal.safetensors" is added where it is missing). prompts: "built-in", a file,
+    or a list; count: only so many of them, spread evenly. size: (height, width), None = the model's own.
     memory: bytes for the sums; what does not fit is captured in several sweeps. settings: fields of settings.Settings
     that replace the preset's (steps, guidance, sampler, scheduler, timesteps, window, seed, threads, ...). tell:
     called with each sentence worth reading as soon as it is known. Same input and settings give the same file on the
     same kind of device. Raises VQError.
     """
     started, progress = time.monotonic(), progress or Progress()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = open_checkpoint(source, "A")
-    _check_source(checkpoint)
-    given = _read(prompts, count, checkpoint)
-    models = Models((checkpoint,), device, None if configs is None else Path(configs))
+    opened = not isinstance(source, str | Path)
+    teacher = source if opened else CheckpointTeacher(source, device, configs)
+    given = _read(prompts, count, teacher)
     calls = {} if sensitivity else {"sensitivity_calls": 0}
-    chosen = preset_settings(preset, size or models.size(), **{**settings, **calls}, device=torch.device(device).type)
-    chosen.check(models.factor())
-    job = _Job(models, checkpoint, chosen, given, memory, progress, tell or (lambda _: None))
+    where = torch.device(teacher.device).type
+    chosen = preset_settings(preset, size or teacher.size(), **{**settings, **calls}, device=where)
+    chosen.check(teacher.factor(), teacher.samplers, teacher.schedulers)
+    job = _Job(teacher, chosen, given, memory, progress, tell or (lambda _: None))
     path = _target(output)
     if not overwrite and job.is_there(path):
         return Result(path, tuple(job.notes), 0.0, already_there=True)
@@ -91,6 +89,7 @@ def calibrate(source: str | Path, output: str | Path, *, prompts: str | Path | S
     except OSError as error:
         raise os_error(error, path.parent) from None
     finally:
+        teacher.close()
         free_memory()
 
 
@@ -105,22 +104,13 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_source(checkpoint: Checkpoint) -> None:
-    if checkpoint.architecture.name in NEEDS_PICTURE:
-        raise UnsupportedError(f"'{checkpoint.name}' is {NEEDS_PICTURE[checkpoint.architecture.name]}, which starts "
-                               f"from a picture, and calibrate draws from text: calibrate the base it was made from")
-    if checkpoint.lacks:
-        raise UnsupportedError(f"'{checkpoint.name}' holds no {checkpoint.lacks[0]}, and calibrate draws pictures: "
-                               f"give a checkpoint with all its parts")
-
-
-def _read(prompts, count: int | None, checkpoint: Checkpoint) -> Prompts:
+def _read(prompts, count: int | None, teacher: CheckpointTeacher) -> Prompts:
     if isinstance(prompts, str | Path):
-        return read_prompts(prompts, count, built_in_prompts(checkpoint), longest=LONGEST_PROMPT)
+        return read_prompts(prompts, count, teacher.built_in, longest=LONGEST_PROMPT)
     texts = tuple(dict.fromkeys(text.strip() for text in prompts if text.strip()))
     if not texts:
         raise FormatError("the list of prompts is empty: calibrate needs at least one prompt")
-    return Prompts(texts[:count], "list")
+    return Prompts(tuple(spread(texts, count or len(texts))), "list")
 
 
 def _target(output: str | Path) -> Path:
@@ -138,16 +128,16 @@ def _no_memory(error: RuntimeError) -> bool:
 class _Job:
     """One run: what is drawn, where it is kept, what was found so far."""
 
-    def __init__(self, models: Models, checkpoint: Checkpoint, settings: Settings, prompts: Prompts, memory: int,
+    def __init__(self, teacher: CheckpointTeacher, settings: Settings, prompts: Prompts, memory: int,
                  progress: Progress, tell: Callable[[str], None]):
-        self.models, self.checkpoint, self.settings, self.memory = models, checkpoint, settings, memory
+        self.teacher, self.settings, self.memory = teacher, settings, memory
         self.progress, self._tell = progress, tell
         self.notes: list[str] = []
         for note in prompts.notes:
             self.say(note)
         self.pictures = pictures(prompts.texts, settings)
-        self.layers = coded_layers(checkpoint.shapes)
-        self.base = _identity(checkpoint, progress)
+        self.layers = teacher.layers()
+        self.base = teacher.identity(progress)
         asked = json.dumps([(p.prompt, p.seed) for p in self.pictures], ensure_ascii=False)
         self.prompt_fingerprint = hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()
         identity = [__version__, self.base, settings.to_json(), self.prompt_fingerprint]
@@ -180,21 +170,23 @@ class _Job:
         return final
 
     def _work(self, kept: Kept, writer: Writer) -> Path:
-        self.progress.start("loading the model", 1, self.checkpoint.name)
-        pipe = self.models.pipeline(self.checkpoint)
-        groups, unreached = find_groups(pipe, self.layers, self.settings.guidance, self.settings.full_columns)
+        self.progress.start("loading the model", 1, self.teacher.name)
+        self.teacher.open()
+        groups, unreached = self.teacher.groups(self.layers, self.settings)
         parts = sweeps(groups, self.memory)
         self._announce(groups, parts, unreached)
-        self._note_long_prompts(pipe)
-        self._draw(pipe, kept)
+        for note in self.teacher.notes(self.pictures):
+            self.say(note)
+        self._draw(kept)
         left_out = self._check_drawn(kept)
         done = []
         for number, part in enumerate(parts, 1):
             stage = f"capturing, sweep {number} of {len(parts)}" if len(parts) > 1 else "capturing"
-            capture(pipe.unet, dict(enumerate(part, len(done))), self.pictures, kept, self.settings, writer,
+            self.teacher.make_room(sum(group.nbytes for group in part), self.settings)
+            capture(self.teacher.unet, dict(enumerate(part, len(done))), self.pictures, kept, self.settings, writer,
                     self.progress, stage)
             done += part
-        noise_power, answers = self._differentiate(pipe, groups, kept, writer)
+        noise_power, answers = self._differentiate(groups, kept, writer)
         return writer.close({METADATA: self._facts(groups, writer, left_out, noise_power, answers),
                              "vqpack.tool": f"vqpack {__version__}"})
 
@@ -213,20 +205,14 @@ class _Job:
             self.say(f"{len(unreached)} coded layers are never reached and will be coded without data, the first is "
                      f"'{unreached[0]}'.")
 
-    def _note_long_prompts(self, pipe) -> None:
-        tokenizer = pipe.tokenizer or pipe.tokenizer_2
-        most = tokenizer.model_max_length
-        long = sum(len(tokenizer(p.prompt).input_ids) > most for p in self.pictures)
-        if long:
-            self.say(f"{long} prompts are longer than the {most} tokens the text encoders read; their ends are cut.")
-
-    def _draw(self, pipe, kept: Kept) -> None:
+    def _draw(self, kept: Kept) -> None:
         """Record the pictures that are not there yet."""
         todo = [picture for picture in self.pictures if not kept.has(picture)]
         self.progress.start("drawing", max(1, len(todo)))
+        self.teacher.prepare(todo, self.settings)
         for picture in todo:
             self.progress.advance(0, picture.prompt[:50])
-            kept.save(picture, draw(pipe, picture, self.settings, self.progress))
+            kept.save(picture, self.teacher.draw(picture, self.settings, self.progress))
         self.progress.finish()
 
     def _check_drawn(self, kept: Kept) -> int:
@@ -239,21 +225,23 @@ class _Job:
         left_out = sum(not good for _, calls in found for good in calls.finite)
         for held_out in (False, True):
             if not any(any(calls.finite) for picture, calls in found if picture.held_out == held_out):
-                raise UnsupportedError(f"'{self.checkpoint.name}' gave NaN or infinite values at every looked-at step "
+                raise UnsupportedError(f"'{self.teacher.name}' gave NaN or infinite values at every looked-at step "
                                        f"of the {'held-out' if held_out else 'calibration'} pictures: check the "
                                        f"checkpoint, or draw with another --sampler")
         if left_out:
             self.say(f"{left_out} steps gave NaN or infinite values and were left out.")
         return left_out
 
-    def _differentiate(self, pipe, groups: list[Group], kept: Kept, writer: Writer) -> tuple[float | None, int]:
+    def _differentiate(self, groups: list[Group], kept: Kept, writer: Writer) -> tuple[float | None, int]:
         """Sensitivities into the spool -> (mean squared norm of the predicted noise, answers differentiated)"""
         if not self.settings.sensitivity_calls:
             return None, 0
         if SENSITIVITY not in writer:
             drawn = [kept.calls(picture) for picture in self.pictures if not picture.held_out]
-            modules = {layer.key: pipe.unet.get_submodule(layer.module) for layer in self.layers}
-            found = measure(pipe.unet, modules, drawn, self.settings, self.progress)
+            unet = self.teacher.unet
+            self.teacher.make_room(0, self.settings, gradients=True)
+            modules = {layer.key: unet.get_submodule(layer.module) for layer in self.layers}
+            found = measure(unet, modules, drawn, self.settings, self.progress, self.teacher.sensitivities)
             notes = stored_notes(len(groups), writer)
             trace = {key: note["trace"] for group, note in zip(groups, notes) for key in group.layers}
             rows = [found.rows(layer.key, layer.shape[0], trace.get(layer.key, 0.0)) for layer in self.layers]
@@ -273,16 +261,7 @@ class _Job:
         return header_facts(
             layers=[(layer.key, layer.shape, group_of.get(layer.key)) for layer in self.layers], groups=entries,
             fingerprint=self.fingerprint, prompt_fingerprint=self.prompt_fingerprint, base=self.base,
-            architecture=self.checkpoint.architecture.name, prediction=self.checkpoint.architecture.prediction,
+            architecture=self.teacher.architecture.name, prediction=self.teacher.architecture.prediction,
             shapes=shapes_digest({layer.key: layer.shape for layer in self.layers}), settings=self.settings.to_json(),
             pictures=len(self.pictures), held_out=sum(p.held_out for p in self.pictures), left_out=left_out,
             noise_power=noise_power, sensitivity_answers=answers)
-
-
-def _identity(checkpoint: Checkpoint, progress: Progress) -> dict:
-    """Name, bytes and SHA-256 of what is calibrated."""
-    if checkpoint.kind != "vqpack file":
-        with open_source(checkpoint.path) as source:
-            return source.identity(progress)
-    progress.start("reading the source", checkpoint.file_bytes, checkpoint.name)
-    return {"name": checkpoint.name, "bytes": checkpoint.file_bytes, "sha256": sha256_file(checkpoint.path, progress)}

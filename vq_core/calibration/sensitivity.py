@@ -88,13 +88,13 @@ def spread_calls(lengths: Iterable[int], count: int) -> list[tuple[int, int]]:
     return chosen
 
 
-def measure(unet, modules: Mapping[str, nn.Module], drawn: list[Calls], settings: Settings,
-            progress: Progress) -> Sensitivities:
+def measure(unet, modules: Mapping[str, nn.Module], drawn: list[Calls], settings: Settings, progress: Progress,
+            kind: type[Sensitivities] = Sensitivities) -> Sensitivities:
     """A few recorded calls, their halves apart (half the memory), forwards and backwards.
 
-    UnsupportedError where no gradient was finite.
+    kind: how one is differentiated. UnsupportedError where no gradient was finite.
     """
-    found, generator = Sensitivities(modules), torch.Generator().manual_seed(settings.seed)
+    found, generator = kind(modules), torch.Generator().manual_seed(settings.seed)
     chosen = spread_calls([len(calls.steps) for calls in drawn], settings.sensitivity_calls)
     progress.start("sensitivities", len(chosen))
     for picture, call in chosen:

@@ -46,8 +46,9 @@ class Settings:
     device: str = "cpu"
     threads: int = 1                       # on the CPU: sums come out in another order, the last bits differ
 
-    def check(self, factor: int) -> None:
-        """PlanError in one sentence for what cannot be drawn. factor: pixels a latent."""
+    def check(self, factor: int, samplers=tuple(trajectory.SAMPLERS),
+              schedulers=tuple(trajectory.SCHEDULERS)) -> None:
+        """PlanError in one sentence for what cannot be drawn. factor: pixels a latent; names that are known."""
         step, (height, width) = max(8, factor), self.size
         if not all(8 * step <= side <= 4096 and side % step == 0 for side in self.size):
             raise PlanError(f"--size must be HxW with multiples of {step} from {8 * step} to 4096, got "
@@ -57,8 +58,7 @@ class Settings:
                                        ("tokens", self.tokens, 1, 1 << 20), ("--threads", self.threads, 1, 256)):
             if not low <= value <= high:
                 raise PlanError(f"{name} must be {low} to {high}, got {value:g}")
-        for name, value, known in (("--sampler", self.sampler, trajectory.SAMPLERS),
-                                   ("--scheduler", self.scheduler, trajectory.SCHEDULERS)):
+        for name, value, known in (("--sampler", self.sampler, samplers), ("--scheduler", self.scheduler, schedulers)):
             if value not in known:
                 raise PlanError(f"{name} must be one of {', '.join(known)}, got '{value}'")
         if not 0 <= self.window[0] < self.window[1] <= 1000:
