@@ -18,7 +18,7 @@ from .container import Writer, output_name
 from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed
 from .errors import PlanError
-from .file_names import SUFFIX, safe_stem
+from .file_names import SUFFIX, glob_safe, safe_stem
 from .inspection import REPORT_KEY, pack_report, read_result, spec_of
 from .keymap import KEYMAP_KEY
 from .plan import PARTS, Plan, make_plan
@@ -292,8 +292,3 @@ def fingerprint(identity: dict, plan: dict, settings: dict, version: str) -> str
 def dump(value) -> str:
     """JSON with one spelling."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def glob_safe(text: str) -> str:
-    """A name as a glob pattern that matches only itself."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)

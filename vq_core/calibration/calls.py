@@ -53,7 +53,14 @@ def draw(pipe, picture: Picture, settings: Settings, progress: Progress | None =
     finally:
         for hook in hooks:
             hook.remove()
-    levels = noise_levels(way.timesteps)
+    return chosen_calls(asked, answered, noise_levels(way.timesteps), settings, picture)
+
+
+def chosen_calls(asked: list[tuple[torch.Tensor, float, dict[str, torch.Tensor]]], answered: list[bool],
+                 levels: list[float], settings: Settings, picture: Picture) -> Calls:
+    """What is kept of a trajectory. asked: sample [halves, 4, h, w], timestep and conditions of each call; answered:
+    whether the answer was finite; levels: of noise.
+    """
     inside = [i for i, level in enumerate(levels) if settings.window[0] <= level <= settings.window[1]]
     steps = chosen_steps(inside, settings.timesteps, picture.index)
     samples = [asked[i][0] for i in steps]

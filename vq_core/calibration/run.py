@@ -16,6 +16,7 @@ from ..compare.prompts import BUILT_IN, Prompts, read_prompts, spread
 from ..container import Writer
 from ..device_memory import is_out_of_memory
 from ..errors import FormatError, PlanError, UnsupportedError, VQError
+from ..file_names import glob_safe
 from ..progress import Progress
 from ..publish import os_error
 from ..version import __version__
@@ -76,8 +77,9 @@ def calibrate(source: str | Path | CheckpointTeacher, output: str | Path, *,
     chosen.check(teacher.factor(), teacher.samplers, teacher.schedulers)
     job = _Job(teacher, chosen, given, memory, progress, tell or (lambda _: None))
     path = _target(output)
-    if not overwrite and job.is_there(path):
-        return Result(path, tuple(job.notes), 0.0, already_there=True)
+    there = None if overwrite else job.find_existing(path)
+    if there is not None:
+        return Result(there, tuple(job.notes), 0.0, already_there=True)
     try:
         with _threads(chosen.threads if chosen.device == "cpu" else None):
             return Result(job.run(path, overwrite), tuple(job.notes), time.monotonic() - started)
@@ -141,6 +143,7 @@ class _Job:
         asked = json.dumps([(p.prompt, p.seed) for p in self.pictures], ensure_ascii=False)
         self.prompt_fingerprint = hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()
         identity = [__version__, self.base, settings.to_json(), self.prompt_fingerprint]
+        identity += [teacher.salt] if teacher.salt else []
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def say(self, note: str) -> None:
@@ -148,13 +151,16 @@ class _Job:
         self.notes.append(note)
         self._tell(note)
 
-    def is_there(self, path: Path) -> bool:
-        """Whether `path` is already what this run would write."""
-        try:
-            with Calibration(path) as found:
-                return found.fingerprint == self.fingerprint
-        except (FormatError, OSError):
-            return False
+    def find_existing(self, path: Path) -> Path | None:
+        """`path`, or a numbered one beside it, that is already what this run would write."""
+        for candidate in (path, *sorted(path.parent.glob(f"{glob_safe(path.stem)}-*{path.suffix}"))):
+            try:
+                with Calibration(candidate) as found:
+                    if found.fingerprint == self.fingerprint:
+                        return candidate
+            except (FormatError, OSError):
+                continue
+        return None
 
     def run(self, path: Path, overwrite: bool) -> Path:
         """Draw, capture, differentiate, write -> the file's final name"""

@@ -89,10 +89,10 @@ def spread_calls(lengths: Iterable[int], count: int) -> list[tuple[int, int]]:
 
 
 def measure(unet, modules: Mapping[str, nn.Module], drawn: list[Calls], settings: Settings, progress: Progress,
-            kind: type[Sensitivities] = Sensitivities) -> Sensitivities:
+            kind: Callable[..., Sensitivities] = Sensitivities) -> Sensitivities:
     """A few recorded calls, their halves apart (half the memory), forwards and backwards.
 
-    kind: how one is differentiated. UnsupportedError where no gradient was finite.
+    kind(modules): how one is differentiated. UnsupportedError where no gradient was finite.
     """
     found, generator = kind(modules), torch.Generator().manual_seed(settings.seed)
     chosen = spread_calls([len(calls.steps) for calls in drawn], settings.sensitivity_calls)

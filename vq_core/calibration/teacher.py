@@ -34,9 +34,10 @@ class CheckpointTeacher:
 
     name, architecture, device: what it is and where it runs; samplers, schedulers: names it can be drawn with;
     built_in: prompts it can follow; unet: set by open(), a module with `device` and `dtype` that calls.Calls can ask;
-    sensitivities: the class that differentiates it.
+    sensitivities(modules): what differentiates it; salt: what else decides the result, beside identity and settings.
     """
 
+    salt = ""
     samplers: Sequence[str] = tuple(trajectory.SAMPLERS)
     schedulers: Sequence[str] = tuple(trajectory.SCHEDULERS)
     sensitivities = Sensitivities
