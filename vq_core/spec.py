@@ -6,10 +6,14 @@ from dataclasses import asdict, dataclass, fields
 from .errors import PlanError
 
 SPEC_VERSION = 1
-TRELLIS_RATES = (1, 1.5, 2, 2.5, 3, 3.5, 4)
+TRELLIS_RATES = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
 DEFAULT_WINDOW = 12
 ROUNDINGS = ("auto", "nearest", "gptq", "adaround")
-LATER = {"rounding": "auto"}                # fields younger than the format: written only where they say something
+CONV_GROUPS = ("channels", "kernel")
+MOST_TAPS = 64                              # of a kernel that is one group (layout.MAX_GROUP)
+MERGINGS = ("none", "usage", "ward")
+# Fields younger than the format: written only where they say something.
+LATER = {"rounding": "auto", "conv_group": "channels", "merging": "none"}
 
 
 def _check(ok: bool, message: str) -> None:
@@ -48,16 +52,27 @@ class TrellisSpec:
 
 @dataclass(frozen=True)
 class AdditiveSpec:
-    """Sum of `num_codebooks` books of 256 entries over 8 weights (VQDM 1.2; AQLM)."""
+    """Sum of `num_codebooks` books of 256 entries over 8 weights (VQDM 1.2; AQLM).
+
+    conv_group: what a convolution's groups are: "channels", 8 channels at one kernel tap, or "kernel", all taps of one
+    channel (AQ thesis' kernel-aware groups; 3x3: 8/9 of the bits). Linear layers and 1x1 have groups of 8 in any case.
+    """
 
     bits: int = 3
     group: int = 8
     codebook_size: int = 256
+    conv_group: str = "channels"
     kind = "additive"
 
     def __post_init__(self):
         _check(self.bits in (1, 2, 3, 4), f"additive bits must be 1, 2, 3 or 4, got {self.bits}")
         _check(self.group == 8 and self.codebook_size == 256, "additive codes use groups of 8 and books of 256")
+        _check(self.conv_group in CONV_GROUPS,
+               f"conv_group must be one of {', '.join(CONV_GROUPS)}, got '{self.conv_group}'")
+
+    def by_channel(self, taps: int) -> bool:
+        """Whether a weight of so many kernel taps is coded channel by channel, one kernel a group."""
+        return self.conv_group == "kernel" and 1 < taps <= MOST_TAPS
 
     @property
     def num_codebooks(self) -> int:
@@ -70,16 +85,22 @@ class ProductSpec:
     """The book is chosen by position (DPQ 2.2); books shared by blocks of positions cost <= max_codebook_bits.
 
     Unless given, that is 0.25; at 1 bit 0.125, so that SDXL's UNet with its books is below a 24th of float32 (DPQ).
+    merging: how the books of a block become one (encode/merging.py): "none", they are trained together; "usage" (DPQ's
+    codebook compression) and "ward", every position's own book is merged until they fit max_codebook_bits.
     """
 
     bits: int = 3
     max_codebook_bits: float | None = None
+    merging: str = "none"
     kind = "product"
 
     def __post_init__(self):
         if self.max_codebook_bits is None:
             object.__setattr__(self, "max_codebook_bits", 0.125 if self.bits == 1 else 0.25)
         _check(self.bits in (1, 2, 3, 4), f"product bits must be 1, 2, 3 or 4, got {self.bits}")
+        _check(0 < self.max_codebook_bits <= 16,
+               f"max_codebook_bits must lie above 0 and not above 16, got {self.max_codebook_bits}")
+        _check(self.merging in MERGINGS, f"merging must be one of {', '.join(MERGINGS)}, got '{self.merging}'")
 
     @property
     def group(self) -> int:

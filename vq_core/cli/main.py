@@ -53,13 +53,20 @@ def _add_quantize(commands) -> None:
     p.add_argument("source", metavar="IN", help=".safetensors checkpoint, UNet file or diffusers folder")
     p.add_argument("-o", "--output", metavar="OUT", help="file or folder (default: beside IN, named by its bits)")
     p.add_argument("--bits", type=float, default=3.0, metavar="B",
-                   help="code rate of the UNet's coded layers: trellis 1, 1.5 ... 4; additive, product 1 to 4; "
+                   help="code rate of the UNet's coded layers: trellis 1, 1.5 ... 4, 5, 6; additive, product 1 to 4; "
                         "palette, uniform 1 to 8 (default 3)")
     p.add_argument("--method", default="trellis", choices=("trellis", "additive", "product", "palette", "uniform"))
     p.add_argument("--plan", metavar="FILE", help="JSON plan; replaces --bits, --method, --text-encoder-bits, --skip")
     p.add_argument("--calibration", metavar="CAL", help="file of `vqpack calibrate`: codes for the inputs layers get")
     p.add_argument("--rounding", choices=("gptq", "adaround", "nearest"),
                    help="of uniform codes, with a calibration (default gptq)")
+    p.add_argument("--conv-group", choices=("channels", "kernel"),
+                   help="of additive codes: groups of 8 channels (default) or of one channel's kernel")
+    p.add_argument("--merging", choices=("none", "usage", "ward"),
+                   help="of product codes: how positions' books become those that are stored (default none: trained "
+                        "together)")
+    p.add_argument("--codebook-bits", type=float, metavar="B",
+                   help="of product codes: most bits a weight the books may take (default 0.25; at 1 bit 0.125)")
     p.add_argument("--text-encoder-bits", type=int, default=6, choices=(16, 8, 6, 4), metavar="B",
                    help="16 (kept), 8, 6 or 4 (default 6)")
     p.add_argument("--parts", default="unet,te,vae", help="what the file keeps (default unet,te,vae)")

@@ -25,7 +25,7 @@ from .sensitivity import Sensitivity
 from .solve import Solution, solve
 
 WHOLE = (2, 3, 4, 5, 6, 7, 8)
-RATES = {"trellis": (*TRELLIS_RATES, 5, 6, 8, "dense"), "palette": WHOLE, "uniform": WHOLE}
+RATES = {"trellis": (*TRELLIS_RATES, 8, "dense"), "palette": WHOLE, "uniform": WHOLE}
 SCALAR = "palette"                         # codes what the trellis has no rate for
 TRIES = 8
 SMALL_TABLES = 0.001                       # of the budget: below that no rate is left out to save its table
@@ -83,7 +83,7 @@ def plan(source, *, size: int | None = None, bits: float | None = None, rates: S
 
 
 def candidates(method: str, rates: Sequence | None = None) -> tuple[Spec, ...]:
-    """The specs of a method at these rates (None = all): trellis up to 4 bits, palette above, dense."""
+    """The specs of a method at these rates (None = all): trellis up to 6 bits, palette above, dense."""
     if method not in RATES:
         raise PlanError(f"plans are made with {', '.join(RATES)}, got '{method}'")
     known, found = {*RATES[method], 1, 7, "dense"}, {}
