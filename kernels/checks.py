@@ -41,6 +41,7 @@ def _check_lut(part: LutPart, cols: int) -> None:
 def _check_additive(part: AdditivePart, cols: int) -> None:
     _range("bits", part.bits, 1, MAX_CODE_BITS)
     _range("group", part.group, 1, 2**16)
+    _range("order", part.order, 0, 1)
     if part.codebooks.ndim != 4:
         raise ValueError("codebooks must be [blocks, num_codebooks, codebook_size, group], "
                          f"got shape {list(part.codebooks.shape)}")

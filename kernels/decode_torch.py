@@ -78,7 +78,11 @@ def _additive(part: AdditivePart, scratch: Scratch) -> Integers:
         v.copy_(lookup(rows, index[:, :, 0], scratch))
         for m in range(1, num_codebooks):
             v += lookup(rows, index[:, :, m], scratch)
-        return v[:, :cols]
+        if part.order == 0:
+            return v[:, :cols]
+        by_tap = scratch.take("by_tap", torch.float32, high - low, part.taps, part.channels)
+        by_tap.copy_(v[:, :cols].unflatten(1, (part.channels, part.taps)).transpose(1, 2))
+        return by_tap.view(high - low, cols)
 
     return integers
 

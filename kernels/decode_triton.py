@@ -80,7 +80,8 @@ def _launch(part: Part, start: int, stop: int, out: torch.Tensor, scaled: bool) 
             blocks, num_codebooks, size, group = part.codebooks.shape
             _additive_kernel[((stop - start) * col_blocks,)](
                 part.codes, part.codebooks, out, *scales, *ends, part.codes.shape[1] * part.bits, blocks, size,
-                -(-cols // group), BITS=part.bits, GROUP=group, BOOKS=num_codebooks, **flags)
+                -(-cols // group), BITS=part.bits, GROUP=group, BOOKS=num_codebooks, BY_CHANNEL=part.order == 1,
+                **flags)
         else:
             zeros = part.zero_points
             lookup = part.values if zeros is None else zeros
@@ -173,18 +174,22 @@ def _additive_kernel(codes_ptr,  # uint8 [out_features, octets, BITS]
                      out_ptr,    # [stop - start, cols]
                      scale_ptr, col_ptr, gain, group_size, groups, start, stop, channels, cols, col_blocks,
                      row_bytes, blocks, size, positions,
-                     BITS: tl.constexpr, GROUP: tl.constexpr, BOOKS: tl.constexpr, SCALED: tl.constexpr,
-                     ROW: tl.constexpr, SCALE_GROUPS: tl.constexpr, COL: tl.constexpr, BLOCK: tl.constexpr):
+                     BITS: tl.constexpr, GROUP: tl.constexpr, BOOKS: tl.constexpr, BY_CHANNEL: tl.constexpr,
+                     SCALED: tl.constexpr, ROW: tl.constexpr, SCALE_GROUPS: tl.constexpr, COL: tl.constexpr,
+                     BLOCK: tl.constexpr):
     pid = tl.program_id(0)
     n = start + pid // col_blocks
     c = (pid % col_blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = c < cols
-    p = c // GROUP
+    at = c                      # coded column: (channel, tap) or as the weight's
+    if BY_CHANNEL:
+        at = c % channels * (cols // channels) + c // channels
+    p = at // GROUP
     book = (p.to(tl.int64) * blocks // positions) * BOOKS
     v = tl.zeros([BLOCK], dtype=tl.int32)
     for m in tl.static_range(BOOKS):
         code = _code(codes_ptr + n.to(tl.int64) * row_bytes, p * BOOKS + m, inside, row_bytes, BITS)
-        entry = ((book + m) * size + code) * GROUP + c % GROUP
+        entry = ((book + m) * size + code) * GROUP + at % GROUP
         v += tl.load(books_ptr + entry, mask=inside & (code < size), other=0).to(tl.int32)
     _store(v, n, c, inside, out_ptr, scale_ptr, col_ptr, gain, group_size, groups, start, channels, cols,
            SCALED, ROW, SCALE_GROUPS, COL)

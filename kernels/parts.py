@@ -50,6 +50,7 @@ class AdditivePart:
     scales: Scales
     rotation: int = 0
     rotation_seed: int = 0
+    order: int = 0                         # of the coded columns: 0 (tap, channel), 1 (channel, tap)
 
 
 @dataclass(frozen=True)

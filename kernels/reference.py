@@ -79,7 +79,10 @@ def _additive_integers(part: AdditivePart) -> np.ndarray:
     for p in range(groups):
         for m in range(num_codebooks):
             integers[:, p * group : (p + 1) * group] += books[p * blocks // groups, m, codes[:, p, m]]
-    return integers[:, :cols]
+    integers = integers[:, :cols]
+    if part.order == 1:                                                             # from (channel, tap)
+        integers = integers.reshape(-1, part.channels, part.taps).transpose(0, 2, 1).reshape(-1, cols)
+    return integers
 
 
 def _trellis_integers(part: TrellisPart) -> np.ndarray:

@@ -70,10 +70,12 @@ def _check_cover(layout: Layout, key: str) -> None:
 
 
 def _check_part(part: PartHead, layout: Layout, key: str) -> None:
-    if part.spec not in fmt.SPECS or part.order != 0:
+    if part.spec not in fmt.SPECS or part.order not in fmt.ORDERS:
         what = f"spec {part.spec}" if part.spec not in fmt.SPECS else f"column order {part.order}"
         raise FormatError(f"weight '{key}' uses {what}, which this program does not know: install a newer vqpack")
     _require(part.family == fmt.SPECS[part.spec][1], key, f"family {part.family} with spec {part.kind}")
+    _require(part.order == fmt.BY_TAP or (part.family == fmt.ADDITIVE and layout.taps > 1), key,
+             f"column order {part.order} in a {part.kind} part of {layout.taps} taps")
     _require(math.isfinite(part.gain), key, f"gain {part.gain}")
     _require(part.rotation <= fmt.MAX_ROTATION and part.channels % (1 << part.rotation) == 0, key,
              f"rotation in blocks of {1 << part.rotation} over {part.channels} channels")

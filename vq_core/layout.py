@@ -28,6 +28,7 @@ MAX_ROTATION = 10                          # log2 of the largest Hadamard block
 EXACT = 1 << 24                            # integers up to here are exact in float32
 DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint32, torch.float16, torch.bfloat16,
           torch.float32, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64)
+BY_TAP, BY_CHANNEL = ORDERS = (0, 1)       # of a part's coded columns: (tap, channel), (channel, tap)
 U8, I16, U32, F16 = 0, 2, 4, 5             # indices into DTYPES
 LUT, ADDITIVE, TRELLIS = 1, 2, 3           # families
 SPECS = {1: ("palette", LUT), 2: ("uniform", LUT), 3: ("additive", ADDITIVE), 4: ("product", ADDITIVE),

@@ -70,22 +70,24 @@ class QuantizeResult:
 def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trellis", plan: Plan | None = None,
              text_encoder_bits: int = 6, parts: tuple[str, ...] = PARTS, skip: str | None = None,
              device: str | None = None, seed: int = 0, overwrite: bool = False, window: int | None = None,
-             calibration: str | Path | None = None, rounding: str | None = None,
+             calibration: str | Path | None = None, rounding: str | None = None, conv_group: str | None = None,
+             merging: str | None = None, max_codebook_bits: float | None = None,
              progress: Progress | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
     source_path: where it is, or an opened Source (source_model.py makes one of a model in memory); it is closed.
     output: file or existing folder; None = beside the source, `<model>-vq<bits of the UNet>b.safetensors`.
-    plan: replaces bits, method, text_encoder_bits, skip, window and rounding (of uniform codes:
-    spec.UniformSpec). parts: which of "unet", "te", "vae" are kept.
+    plan: replaces bits, method, text_encoder_bits, skip, window, rounding (of uniform codes: spec.UniformSpec),
+    conv_group (additive: spec.AdditiveSpec), merging and max_codebook_bits (product: spec.ProductSpec).
+    parts: which of "unet", "te", "vae" are kept.
     calibration: file of `vqpack calibrate`; the UNet is coded for the inputs its layers really get.
     device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
     same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
     started, progress = time.monotonic(), progress or Progress()
-    options = {"window": window} if window and method == "trellis" else {}
-    if rounding is not None:
-        options["rounding"] = rounding
+    given = {"window": window if method == "trellis" else None, "rounding": rounding, "conv_group": conv_group,
+             "merging": merging, "max_codebook_bits": max_codebook_bits}
+    options = {name: value for name, value in given.items() if value is not None}
     plan = plan or make_plan(bits, method, text_encoder_bits, skip, **options)
     _check_parts(parts)
     with source_path if isinstance(source_path, Source) else open_source(source_path) as source, \

@@ -138,8 +138,9 @@ def _head(start: int, stop: int, kind: str, part: Part) -> PartHead:
     if not math.isfinite(part.scales.gain) or abs(part.scales.gain) > 3.4e38:
         raise FormatError(f"the gain of a {kind} part must be finite in float32, got {part.scales.gain}")
     gain = struct.unpack("<f", struct.pack("<f", part.scales.gain))[0]
-    return PartHead(family=SPECS[number][1], spec=number, order=0, rotation=rotation, start=start, stop=stop, gain=gain,
-                    seed=part.rotation_seed & 0xFFFFFFFF, **_family_fields(kind, part))
+    return PartHead(family=SPECS[number][1], spec=number, order=getattr(part, "order", 0), rotation=rotation,
+                    start=start, stop=stop, gain=gain, seed=part.rotation_seed & 0xFFFFFFFF,
+                    **_family_fields(kind, part))
 
 
 def _family_fields(kind: str, part: Part) -> dict[str, int]:

@@ -133,7 +133,8 @@ def _part(layout: Layout, index: int, head: PartHead, blob: torch.Tensor, tables
         return LutPart(bits=head.bits, values=views.get(Kind.codebooks), zero_points=views.get(Kind.zero_points),
                        **common)
     if head.family == ADDITIVE:
-        return AdditivePart(bits=head.bits, group=head.group, codebooks=views[Kind.codebooks], **common)
+        return AdditivePart(bits=head.bits, group=head.group, codebooks=views[Kind.codebooks],
+                            order=head.order, **common)
     if head.table_id not in tables:
         raise FormatError(f"a weight of shape {list(layout.shape)} needs the shared table {head.table_id:08x}, which "
                           f"is not there: the file is incomplete")

@@ -11,7 +11,7 @@ from vqpack.vq_core.cli.main import main
 from vqpack.vq_core.container import Reader
 from vqpack.vq_core.errors import PlanError
 from vqpack.vq_core.inspection import read_report
-from vqpack.vq_core.plan import Plan
+from vqpack.vq_core.plan import Plan, plan_from_json
 from vqpack.vq_core.quantize import quantize
 from vqpack.vq_core.source import open_source
 from vqpack.vq_core.spec import DenseSpec, TrellisSpec
@@ -79,3 +79,20 @@ def test_a_rounding_that_needs_inputs_is_refused_without_them(testbed, tmp_path)
     with pytest.raises(PlanError, match="trellis has no option 'rounding'"):
         quantize(testbed, tmp_path / "out", bits=4, rounding="gptq")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options, spec, group", [
+    ({"method": "additive", "conv_group": "kernel"}, {"conv_group": "kernel"}, 9),
+    ({"method": "product", "merging": "usage", "max_codebook_bits": 0.5},
+     {"merging": "usage", "max_codebook_bits": 0.5}, 8)])
+def test_options_of_additive_and_product_codes_reach_plan_and_file(testbed, tmp_path, options, spec, group):
+    found = quantize(testbed, tmp_path / "out", bits=1, text_encoder_bits=16, skip=r"^(?!.*input_blocks\.1\.0\.in_)",
+                     **options)
+    with Reader(found.path) as reader:
+        (row,), plan = found.layers, json.loads(reader.metadata["vqpack.plan"])
+        weight = reader.weight(row.name)
+        assert weight.shape[2:] == (3, 3) and weight.layout.parts[0].group == group
+        assert {name: plan["unet"].get(name) for name in spec} == spec and row.spec["group"] == group
+        assert row.bits == round(weight.bits, 4) and plan_from_json(plan).unet.kind == options["method"]
+    with pytest.raises(PlanError, match="trellis has no option"):
+        quantize(testbed, tmp_path / "other", **{**options, "method": "trellis"})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from vqpack.benchmarks.correlated import gram, inputs, weights
 from vqpack.kernels.reference import decode_part
-from vqpack.vq_core.encode import additive, encode_weight
+from vqpack.vq_core.encode import additive, encode_weight, merging
 from vqpack.vq_core.encode.alternate import refit_books, refit_scales, start, sweep
 from vqpack.vq_core.encode.kmeans import cluster_sums, fit, nearest
 from vqpack.vq_core.encode.merging import merge
@@ -176,16 +176,53 @@ def test_ward_merges_the_cheapest_pairs_by_hand():
     assert merge(entries, counts, 9) is entries
 
 
-@pytest.mark.parametrize("merging", ["ward", "usage"])
-def test_books_merged_from_single_positions_keep_the_layout(merging):
+@pytest.mark.parametrize("how", ["ward", "usage"])
+def test_books_merged_from_single_positions_keep_the_layout(how):
     matrix = weights(256, 64)
-    plain, merged = (encode_product(matrix, ProductSpec(1), channels=64, taps=1, merging=how)
-                     for how in (None, merging))
+    plain, merged = (encode_product(matrix, ProductSpec(1, merging=one), channels=64, taps=1)
+                     for one in ("none", how))
     assert merged.codebooks.shape == plain.codebooks.shape and not torch.equal(merged.codebooks, plain.codebooks)
     errors = [float((decode_part(part) - matrix).square().sum() / matrix.square().sum()) for part in (plain, merged)]
     assert errors[1] < 1.3 * errors[0]
-    with pytest.raises(PlanError, match="ward, usage"):
-        encode_product(matrix, ProductSpec(1), channels=64, taps=1, merging="random")
+    spec = ProductSpec(1, merging=how)
+    assert spec_to_json(spec)["merging"] == how and spec_from_json(spec_to_json(spec)) == spec
+    assert "merging" not in spec_to_json(ProductSpec(1))           # files made before it was there keep their plan
+    with pytest.raises(PlanError, match="none, usage, ward, got 'random'"):
+        ProductSpec(1, merging="random")
+    with pytest.raises(PlanError, match="max_codebook_bits"):
+        ProductSpec(1, max_codebook_bits=0)
+
+
+@pytest.mark.parametrize("bits, limit", [(1, 6), (2, 3), (2, 1.2)])
+@pytest.mark.parametrize("how", ["usage", "ward"])
+def test_merged_books_keep_to_their_bits(bits, limit, how):
+    matrix = weights(192, 64)
+    part = encode_product(matrix, ProductSpec(bits, limit, how), channels=64, taps=1)
+    assert limit / 2 * matrix.numel() < 16 * part.codebooks.numel() <= limit * matrix.numel()
+
+
+@pytest.mark.parametrize("count, keep", [(50, 7), (120, 90), (9, 8), (9, 1)])
+def test_ward_is_the_greedy_search_for_the_cheapest_pair(count, keep):
+    g = torch.Generator().manual_seed(count)
+    entries, counts = torch.randn(count, 3, generator=g).double(), 5 * torch.rand(count, generator=g).double()
+    left, mass = entries.clone(), counts.clone()
+    while len(left) > keep:
+        cost = torch.cdist(left, left).square() * mass[:, None] * mass / (mass[:, None] + mass)
+        i, j = sorted(divmod(int(cost.fill_diagonal_(torch.inf).argmin()), len(left)))
+        left[i] = (left[i] * mass[i] + left[j] * mass[j]) / (mass[i] + mass[j])
+        mass[i] += mass[j]
+        left, mass = (torch.cat([part[:j], part[j + 1:]]) for part in (left, mass))
+    assert torch.allclose(merge(entries, counts, keep), left)
+
+
+def test_many_entries_are_merged_in_parts(monkeypatch):
+    """Halving in parts first: the same number, nearly the error of merging all at once."""
+    points = torch.randn(1, 1024, 4, generator=torch.Generator().manual_seed(0))
+    whole = merge(points[0], torch.ones(1024), 32)
+    monkeypatch.setattr(merging, "AT_ONCE", 200)
+    parts = merge(points[0], torch.ones(1024), 32)
+    errors = [float((points[0] - book[nearest(points, book[None])[0]]).square().sum()) for book in (whole, parts)]
+    assert len(parts) == 32 and not torch.equal(whole, parts) and errors[1] < 1.1 * errors[0]
 
 
 def test_product_at_one_bit_spends_less_on_books_unless_told_otherwise():

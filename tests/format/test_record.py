@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from format_samples import CASES, parts_of, tables_of
+from format_samples import CASES, YOUNGER, parts_of, tables_of
 from vqpack.kernels import reference
 from vqpack.vq_core.errors import FormatError
 from vqpack.vq_core.layout import Kind
@@ -23,7 +23,7 @@ def expected_weight(shape, parts) -> torch.Tensor:
     return out.view(shape)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *YOUNGER])
 def test_round_trip(name):
     shape, parts = parts_of(name)
     blob = build_blob(shape, torch.bfloat16, parts)
@@ -49,7 +49,8 @@ def assert_same_part(a, b):
             assert x == y, field.name
 
 
-@pytest.mark.parametrize("name", ["palette_groups", "uniform_groups", "trellis_split", "mixed"])
+@pytest.mark.parametrize("name", ["palette_groups", "uniform_groups", "trellis_split", "mixed",
+                                  "additive_kernel_odd"])
 def test_row_ranges_and_memory_formats(name):
     shape, parts = parts_of(name)
     weight = parse_blob(build_blob(shape, torch.float16, parts), tables_of(parts), name)
@@ -101,7 +102,9 @@ REFUSALS = [
     ("palette", 16, (255,) * 4, "codes of"), ("palette", 20, (255,) * 4, "channels"), ("palette", 24, (2,), "shape"),
     ("uniform_groups", 24, (255,) * 8, "codes of"), ("palette", 32, (0,), "length"),
     ("palette", 40, (1,), "reserved"), ("palette", 64, (2,), "family"), ("palette", 65, (9,), "spec 9"),
-    ("palette", 66, (1,), "column order 1"), ("palette", 67, (1,), "rotation"), ("palette", 67, (200,), "rotation"),
+    ("palette", 66, (1,), "column order 1"), ("additive", 66, (1,), "column order 1"),
+    ("trellis_conv", 66, (1,), "column order 1"), ("additive_kernel", 66, (2,), "column order 2"),
+    ("palette", 67, (1,), "rotation"), ("palette", 67, (200,), "rotation"),
     ("palette", 76, (0, 0, 128, 127), "gain"), ("palette", 76, (0, 0, 192, 127), "gain"), ("palette", 84, (0,), "bits"),
     ("palette", 84, (9,), "bits"), ("palette", 85, (1,), "fields"), ("palette", 104, (1,), "reserved"),
     ("additive", 88, (0,), "groups of"), ("additive", 88, (255,) * 4, "groups of"), ("additive", 92, (0,), "blocks"),

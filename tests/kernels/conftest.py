@@ -46,7 +46,7 @@ class PartFactory:
         )
 
     def additive(self, out_features=13, channels=32, taps=3, bits=8, group=8, num_codebooks=2, codebook_size=0,
-                 blocks=1, *, scale_group=0, col=False, rotation=0):
+                 blocks=1, *, scale_group=0, col=False, rotation=0, order=0):
         from vqpack.kernels import packing
         from vqpack.kernels.parts import AdditivePart
 
@@ -57,7 +57,7 @@ class PartFactory:
             packing.pack_codes(self.integers(0, codebook_size, out_features, count), bits),
             self.integers(-2000, 2000, blocks, num_codebooks, codebook_size, group).to(torch.int16),
             self.scales(out_features, channels, taps, group=scale_group, col=col),
-            rotation=rotation, rotation_seed=6,
+            rotation=rotation, rotation_seed=6, order=order,
         )
 
     def trellis(self, out_features=70, channels=32, taps=1, window=12, step_bits=2, vector=1, chain=1, *,

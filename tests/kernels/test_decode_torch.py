@@ -39,6 +39,12 @@ def test_additive(make, bits, group, num_codebooks, blocks):
     same(make.additive(7, 31, 3, bits, group, num_codebooks, codebook_size=min(2**bits, 500), blocks=blocks))
 
 
+@pytest.mark.parametrize("channels, taps, group", [(31, 9, 9), (5, 6, 4), (1, 9, 9), (7, 1, 3)])
+def test_additive_channel_by_channel(make, channels, taps, group):
+    same(make.additive(13, channels, taps, 8, group, 2, order=1, col=True))
+    same(make.additive(13, 4 * channels, taps, 5, group, 1, blocks=2, order=1, rotation=4, scale_group=11))
+
+
 @pytest.mark.parametrize("rotation", [0, 8, 128])
 def test_additive_rotated(make, rotation):
     same(make.additive(7, 128, 2, 8, 8, 2, rotation=rotation, col=True, scale_group=33))

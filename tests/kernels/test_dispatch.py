@@ -140,6 +140,7 @@ def _hostile(make):
         (changed(additive, bits=7), "codebook_size must lie in 1 to 128"),
         (changed(additive, group=4), "codebooks must be"),
         (changed(additive, group=0), "group must lie"),
+        (changed(additive, order=2), "order must lie in 0 to 1"),
         (changed(additive, codebooks=additive.codebooks[0]), "codebooks must be"),
         (changed(additive, codebooks=additive.codebooks.repeat(13, 1, 1, 1)), "blocks must lie in 1 to 12"),
         (changed(trellis, window=17), "window must lie in 1 to 16"),
@@ -152,10 +153,10 @@ def _hostile(make):
     ]
 
 
-@pytest.mark.parametrize("index", range(31))
+@pytest.mark.parametrize("index", range(32))
 def test_hostile_parts_are_refused_in_words(make, index):
     cases = _hostile(make)
-    assert len(cases) == 31
+    assert len(cases) == 32
     part, words = cases[index]
     with pytest.raises(ValueError, match=words):
         decode_part(part)

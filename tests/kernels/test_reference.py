@@ -45,6 +45,14 @@ def test_additive(make, blocks, num_codebooks, group):
     assert torch.equal(reference.decode_part(part), _scaled(part, integers))
 
 
+def test_columns_of_order_one_go_channel_by_channel(make):
+    """Coded column c * taps + tap is the weight's column tap * channels + c."""
+    part = make.additive(3, 11, 6, 4, 5, 2, order=1, col=True)
+    coded = reference.decode_integers(type(part)(**{**part.__dict__, "order": 0}))
+    integers = [[int(row[col % 11 * 6 + col // 11]) for col in range(66)] for row in coded]
+    assert torch.equal(reference.decode_part(part), _scaled(part, integers))
+
+
 @pytest.mark.parametrize("window,step_bits,vector,chain", [(8, 2, 1, 1), (12, 3, 1, 2), (12, 5, 2, 3), (5, 1, 2, 7)])
 def test_trellis(make, window, step_bits, vector, chain):
     part = make.trellis(37, 5, 1, window, step_bits, vector, chain)

@@ -44,6 +44,8 @@ for bits, group, books, blocks in ((8, 8, 3, 1), (6, 2, 1, 5), (3, 5, 2, 2), (11
     check(make.additive(4, 37, 1, bits, group, books, blocks=blocks, scale_group=9 if books == 2 else 0))
 check(make.additive(4, 37, 1, 6, 4, 2, codebook_size=40))
 check(make.additive(4, 32, 1, 8, 8, 2, rotation=32))
+check(make.additive(4, 37, 9, 8, 9, 2, order=1, col=True))  # more columns than one program
+check(make.additive(4, 32, 6, 6, 4, 1, order=1, rotation=8, blocks=3, scale_group=7))
 for window, step_bits, vector, chain in ((8, 1, 1, 1), (12, 3, 1, 4), (12, 5, 2, 3), (5, 8, 2, 2)):
     check(make.trellis(35 * vector, 11, 1, window, step_bits, vector, chain, col=step_bits == 3))
 check(make.trellis(34, 16, 1, 12, 2, 1, 1, rotation=8, col=True))

@@ -12,6 +12,7 @@ SHAPES = [((8, 16), ()), ((33, 47), ()), ((70, 96), (64, 32)), ((17, 20, 3, 3), 
 SPECS = [make_spec("trellis", bits, window=8) for bits in (1, 1.5, 2, 2.5, 3, 3.5, 4)] + [
     make_spec(kind, bits, group_size=group) for kind in ("palette", "uniform") for bits, group in
     ((1, 0), (3, 16), (5, 32), (8, 0))] + [make_spec(kind, bits) for kind in ("additive", "product") for bits in (1, 2)]
+SPECS.append(make_spec("additive", 2, conv_group="kernel"))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind}-{spec.bits}-{getattr(spec, 'group_size', 0)}")

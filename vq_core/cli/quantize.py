@@ -15,7 +15,8 @@ def run(args) -> int:
                       plan=load_plan(args.plan) if args.plan else None, text_encoder_bits=args.text_encoder_bits,
                       parts=tuple(p.strip() for p in args.parts.split(",") if p.strip()), skip=args.skip,
                       device=args.device, seed=args.seed, overwrite=args.overwrite, window=args.window,
-                      calibration=args.calibration, rounding=args.rounding, progress=console.progress())
+                      calibration=args.calibration, rounding=args.rounding, conv_group=args.conv_group,
+                      merging=args.merging, max_codebook_bits=args.codebook_bits, progress=console.progress())
     if args.json:
         console.write_json(args.json, result_json(result))
     bits = result.bits

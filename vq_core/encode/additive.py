@@ -1,4 +1,4 @@
-"""additive: groups of 8 weights as sums of M entries of 256 (VQDM 1.2, AQLM), data-free: k-means, beams, refits."""
+"""additive: groups of 8 weights as sums of M entries of 256 (VQDM 1.2, AQLM): k-means, beam search, refits."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from .alternate import alternate, start
 from .beams import beam_search
 from .feedback import one_thread
 from .kmeans import fit, nearest
+from .order import by_channel
 from .vectors import decode_rows, normalized, row_chunks, row_scales, sample_vectors, shares, stored_part
 
 RIDGE = 1e-3                               # pull towards the old books, in average entries: keeps unused entries
@@ -41,8 +42,9 @@ EFFORTS = {"fast": Effort(2**15, 8, 0, 1, sweeps=1), "normal": Effort(2**15, 5, 
 def encode_additive(matrix: torch.Tensor, spec: AdditiveSpec, *, channels: int, taps: int, seed: int = 0, device=None,
                     progress: Progress | None = None, effort: str | Effort = "normal",
                     gram: Gram | None = None) -> AdditivePart:
-    """Code float32 [out_features, cols]; columns are padded to a multiple of 8 with zeros.
+    """Code float32 [out_features, cols]; columns are padded to whole groups with zeros.
 
+    spec.conv_group "kernel": of convolutions the taps of one channel are a group, columns are coded channel by channel.
     Books are trained on an even sample of vectors over row scales, all vectors are coded, then books and row scales
     are refitted by least squares to everything. effort: "fast", "normal", "best" or an Effort. gram: of the layer's
     inputs; from the trained books on codes, books and scales are then chosen by the outputs (alternate.py).
@@ -51,26 +53,31 @@ def encode_additive(matrix: torch.Tensor, spec: AdditiveSpec, *, channels: int, 
     effort = _effort(effort)
     if spec.num_codebooks == 1:            # cheap to search, so learn longer: Gaussian 1.306 -> 1.285
         effort = replace(effort, sample=4 * effort.sample, iterations=6 * effort.iterations, passes=effort.passes + 1)
-    matrix = matrix.to(device or "cpu", torch.float32)
+    matrix, order, group = matrix.to(device or "cpu", torch.float32), None, spec.group
+    if spec.by_channel(taps):
+        order, group = by_channel(channels, taps), taps
+        matrix = matrix[:, order.to(matrix.device)]
     scales = row_scales(matrix)                                                     # [out_features]
-    vectors, weights = sample_vectors(matrix, scales, spec.group, effort.sample)
-    books = train(vectors, weights, spec, effort, seed)                             # [M, 256, 8]
+    vectors, weights = sample_vectors(matrix, scales, group, effort.sample)
+    books = train(vectors, weights, spec, effort, seed)                             # [M, 256, group]
     if gram is not None:
-        return _with_gram(matrix, scales, books, gram, effort, seed, progress, channels, taps)
-    for _ in range(effort.passes):
-        codes, books = _code_all(matrix, scales, books, effort.beam, progress)
-    return stored_part(matrix, scales > 0, books[None], codes, channels, taps, 8)
+        found = _with_gram(matrix, scales, books, gram, effort, seed, progress, channels, taps, order)
+    else:
+        for _ in range(effort.passes):
+            codes, books = _code_all(matrix, scales, books, effort.beam, progress)
+        found = stored_part(matrix, scales > 0, books[None], codes, channels, taps, 8)
+    return found if order is None else replace(found, order=1)
 
 
-def _with_gram(matrix, scales, books, gram, effort, seed, progress, channels, taps):
+def _with_gram(matrix, scales, books, gram, effort, seed, progress, channels, taps, order):
     with one_thread():
-        coded = start(matrix, scales, books[None], gram, effort.beam)
+        coded = start(matrix, scales, books[None], gram, effort.beam, order)
         coded = alternate(coded, effort.sweeps, effort.beam, seed, progress)
         return stored_part(matrix, scales > 0, coded.books, coded.codes.to(torch.uint8), channels, taps, 8, coded.gram)
 
 
 def train(vectors: torch.Tensor, weights: torch.Tensor, spec: AdditiveSpec, effort: Effort, seed: int) -> torch.Tensor:
-    """Books [M, 256, 8] for vectors [n, 8] of weights [n]; no round makes the weighted error larger."""
+    """Books [M, 256, g] for vectors [n, g] of weights [n]; no round makes the weighted error larger."""
     books = residual_books(vectors, weights, spec, effort.iterations, seed)
     if effort.rounds == 0:
         return books
@@ -83,7 +90,7 @@ def train(vectors: torch.Tensor, weights: torch.Tensor, spec: AdditiveSpec, effo
 
 def residual_books(vectors: torch.Tensor, weights: torch.Tensor, spec: AdditiveSpec, iterations: int,
                    seed: int) -> torch.Tensor:
-    """Greedy start: each book is k-means of what the books before it leave -> [M, 256, 8]."""
+    """Greedy start: each book is k-means of what the books before it leave -> [M, 256, g]."""
     rest, books = vectors[None], []                                                 # [1, n, 8]
     for m in range(spec.num_codebooks):
         book = fit(rest, weights[None], spec.codebook_size, iterations, seed + m)   # [1, 256, 8]

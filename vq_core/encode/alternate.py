@@ -13,7 +13,7 @@ import torch
 from ..gram import Gram, inner, output_error
 from ..progress import Progress
 from .beams import top
-from .feedback import make_feedback
+from .order import feedback_in_order
 from .vectors import decode_rows
 
 TOLERANCE = 0.01                           # a round that gains less is the last (VQDM's)
@@ -51,14 +51,16 @@ class Coded:
         return position * self.books.shape[0] // self.codes.shape[1]
 
 
-def start(matrix: torch.Tensor, scales: torch.Tensor, books: torch.Tensor, gram: Gram, beam: int) -> Coded:
+def start(matrix: torch.Tensor, scales: torch.Tensor, books: torch.Tensor, gram: Gram, beam: int,
+          order: torch.Tensor | None = None) -> Coded:
     """First codes for books [blocks, M, K, g] over row scales: groups left to right, each corrects the later ones.
 
-    matrix: float32 [rows, cols]. The gram is damped as feedback.make_feedback chooses.
+    matrix: float32 [rows, cols]. The gram is damped as feedback.make_feedback chooses. order: where the matrix' columns
+    stand in the gram, as order.by_channel gives it; None = in the same place.
     """
     rows, cols = matrix.shape
     group = books.shape[3]
-    feedback = make_feedback(gram).to(matrix.device)
+    feedback = feedback_in_order(gram, order).to(matrix.device)
     blocks, forward, pivots = feedback.gram, feedback.forward, feedback.pivots
     if blocks.shape[1] % group:            # groups would reach across blocks, or beyond the last column
         positions = -(-cols // group)

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...kernels.parts import AdditivePart
-from ..errors import PlanError
 from ..gram import Gram
 from ..progress import Progress
 from ..spec import ProductSpec
 from .alternate import alternate, start
 from .feedback import one_thread
 from .kmeans import cluster_sums, fit, nearest, spread_sample
-from .merging import CRITERIA, merge
+from .merging import merge
 from .vectors import normalized, row_chunks, row_scales, shares, stored_part
 
 ENTRY_BITS = 16                            # of one number in a stored book
@@ -59,22 +58,19 @@ def plan_layout(out_features: int, cols: int, spec: ProductSpec) -> Layout:
 
 
 def encode_product(matrix: torch.Tensor, spec: ProductSpec, *, channels: int, taps: int, seed: int = 0, device=None,
-                   progress: Progress | None = None, gram: Gram | None = None, merging: str | None = None
-                   ) -> AdditivePart:
+                   progress: Progress | None = None, gram: Gram | None = None) -> AdditivePart:
     """Code float32 [out_features, cols]: k-means of the sub-vectors of each block of positions, over row scales.
 
     Codes all vectors, moves the books to the means of all their vectors, refits row scales. gram: of the layer's
     inputs; from the trained books on codes, books and scales are then chosen by the outputs (alternate.py).
-    merging: "ward" or "usage": books of single positions, merged until those of a block fit one book (DPQ's
-    compression), instead of k-means of the whole block. Deterministic for a seed.
+    spec.merging "usage" or "ward": books of single positions, merged until those of a block fit one book, instead of
+    k-means of the whole block. Deterministic for a seed.
     """
     matrix = matrix.to(device or "cpu", torch.float32)
     layout = plan_layout(*matrix.shape, spec)
     scales = row_scales(matrix)                                                     # [out_features]
-    if merging is not None and merging not in CRITERIA:
-        raise PlanError(f"merging must be one of {', '.join(CRITERIA)}, got '{merging}'")
-    books = train(matrix, scales, layout, seed) if merging is None else \
-        merged_books(matrix, scales, layout, seed, merging)                         # [blocks, K, group]
+    books = train(matrix, scales, layout, seed) if spec.merging == "none" else \
+        merged_books(matrix, scales, layout, seed, spec.merging)                    # [blocks, K, group]
     if gram is not None:
         return _with_gram(matrix, scales, books, gram, layout.bits, seed, progress, channels, taps)
     codes, books = _code_all(matrix, scales, books, layout, progress)

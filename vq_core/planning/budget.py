@@ -96,8 +96,8 @@ def _head(rows: int, start: int, stop: int, taps: int, spec: Spec) -> PartHead:
         fields = {"bits": made.bits, "group": made.group, "blocks": made.blocks, "num_codebooks": 1,
                   "codebook_size": made.codebook_size}
     elif family == ADDITIVE:
-        fields = {"bits": spec.codebook_size.bit_length() - 1, "group": spec.group, "blocks": 1,
-                  "num_codebooks": spec.num_codebooks, "codebook_size": spec.codebook_size}
+        fields = {"bits": spec.codebook_size.bit_length() - 1, "group": taps if spec.by_channel(taps) else spec.group,
+                  "blocks": 1, "num_codebooks": spec.num_codebooks, "codebook_size": spec.codebook_size}
     elif spec.group_size:
         fields["group"] = spec.group_size
     return PartHead(family=family, spec=number, order=0, rotation=0, start=start, stop=stop, gain=1.0, seed=0, **fields)
