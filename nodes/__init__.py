@@ -9,16 +9,19 @@ class VQExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
-        from . import files
+        from . import files, kept_files
+        from .calibrate import VQCalibrate
         from .compare import VQCompare
         from .decompress import VQDecompressCheckpoint
         from .inspect import VQInspect
         from .loaders import VQCheckpointLoader, VQDiffusionModelLoader
+        from .plan import VQPlan
         from .quantize import VQQuantizeCheckpoint
         from .quantize_model import VQQuantizeModel
         from .report import VQReport
         from .save import VQSaveCheckpoint
 
         files.register_folders()
+        kept_files.register_folders()
         return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
-                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare]
+                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan]

@@ -87,9 +87,9 @@ def output_path(source: Path, name: str) -> Path:
     root = root_of(source, _STOCK)
     beside = root.parent / FOLDER
     host.folder_paths.add_model_folder_path(FOLDER, str(beside))
-    folder = next((f for f in (beside, *_roots((FOLDER,))) if _writable(f)), beside)
+    folder = next((f for f in (beside, *_roots((FOLDER,))) if writable(f)), beside)
     *inside, last = split_name(name, FOLDER) or [*source.parent.relative_to(root).parts, ""]
-    folder = _make(folder.joinpath(*inside))
+    folder = make_folder(folder.joinpath(*inside))
     return folder / (last + SUFFIX) if last else folder
 
 
@@ -104,7 +104,7 @@ def checkpoint_path(vq_file: Path, unet_only: bool, name: str) -> Path:
     beside = [r for r in roots if r == root] or [r for r in roots if r.parent == root.parent]
     folder = sorted(beside, key=lambda r: r.name != key)[0] if beside else roots[0]
     *inside, last = split_name(name, key) or [*vq_file.parent.relative_to(root).parts, ""]
-    folder = _make(folder.joinpath(*inside))
+    folder = make_folder(folder.joinpath(*inside))
     return folder / (last + SUFFIX) if last else folder
 
 
@@ -192,14 +192,15 @@ def _bytes_at(file, offset: int) -> bytes:
     return file.read(len(MAGIC))
 
 
-def _writable(folder: Path) -> bool:
+def writable(folder: Path) -> bool:
     """Whether the system says that files can be made there, or in the nearest folder above that is there."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _make(folder: Path) -> Path:
+def make_folder(folder: Path) -> Path:
+    """A folder, created where it is not there; PlanError in one sentence where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,6 +8,7 @@ import contextlib
 import html
 import inspect
 import sys
+from collections.abc import Mapping
 
 import comfy.float
 import comfy.hooks
@@ -161,6 +162,34 @@ def sample(model, latents: torch.Tensor, seed: int, steps: int, cfg: float, samp
                                callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED)
 
 
+def computed_in(model) -> torch.dtype:
+    """dtype of what a MODEL's UNet is given."""
+    base = model.model
+    if hasattr(base, "get_dtype_inference"):
+        return base.get_dtype_inference()
+    return base.get_dtype() if base.manual_cast_dtype is None else base.manual_cast_dtype         # 0.8
+
+
+def encode(clip, prompt: str) -> list:
+    """A prompt's conditioning, as CLIPTextEncode makes it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def load_model(model, nbytes: float) -> None:
+    """Have a MODEL on its device, patched, with so many bytes beside it; other models make room."""
+    comfy.model_management.load_models_gpu([model], memory_required=nbytes)
+
+
+def previewer(model):
+    """Maker of the host's previews: f(denoised [1, c, h, w]) -> what a progress bar takes; None where it makes none."""
+    try:
+        import latent_preview
+    except ImportError:                    # ComfyUI used as a library
+        return None
+    found = latent_preview.get_previewer(model.load_device, latent_format(model))
+    return None if found is None else lambda latents: found.decode_latent_to_preview_image("JPEG", latents)
+
+
 def missing(why: str) -> ExecutionBlocker:
     """An output that is not there: nodes that want it say why and do not run."""
     return ExecutionBlocker(why)
@@ -195,12 +224,17 @@ class NodeProgress:
     SPANS = {"reading the source": (0.0, 0.03), "reading the model": (0.0, 0.03), "coding": (0.03, 0.97),
              "saving": (0.03, 0.8), "writing the file": (0.97, 1.0)}
 
-    def __init__(self, node_id: str | None):
+    def __init__(self, node_id: str | None, spans: Mapping[str, tuple[float, float]] | None = None):
         self._bar, self._node_id, self._shown = comfy.utils.ProgressBar(self.STEPS), node_id, 0
+        self._spans = self.SPANS if spans is None else spans
+
+    def preview(self, picture) -> None:
+        """Show a picture of `previewer` beside the bar."""
+        self._bar.update_absolute(self._shown, self.STEPS, picture)
 
     def __call__(self, stage: str, done: float, total: float, detail: str, seconds_left: float | None) -> None:
         """The listener of vq_core.progress.Progress."""
-        start, stop = self.SPANS.get(stage, (0.0, 1.0))
+        start, stop = self._spans.get(stage, (0.0, 1.0))
         share = start + (stop - start) * (done / total if total else 0.0)
         self._shown = max(self._shown, int(self.STEPS * share))      # never backwards
         self._bar.update_absolute(self._shown, self.STEPS)

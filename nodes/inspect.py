@@ -1,11 +1,12 @@
 """The node that shows what a VQ file holds: Inspect (VQ), as text and as a picture."""
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from . import files, host
 from .file_input import VQFileNode, file_input, file_name_input
 from .schema import make_schema
+from .shown import picture_output
 
 
 class VQInspect(VQFileNode):
@@ -28,9 +29,6 @@ class VQInspect(VQFileNode):
     @classmethod
     def execute(cls, file, file_name=None) -> io.NodeOutput:
         """-> text, picture [1, height, width, 3]"""
-        import numpy as np
-        import torch
-
         from ..vq_core.container import Reader
         from ..vq_core.describe import describe
         from ..vq_core.inspection import inspect_file, stored_tensors
@@ -40,7 +38,4 @@ class VQInspect(VQFileNode):
         info = inspect_file(path)
         with Reader(path) as reader:
             picture = draw(path.name, info, stored_tensors(reader))
-        text = f"{path.name}\n{describe(info)}"
-        host.NodeProgress(cls.hidden.unique_id).say(text)      # the node itself shows this text, in every frontend
-        pixels = torch.from_numpy(np.asarray(picture).copy()).float().div_(255)[None]      # [1, height, width, 3]
-        return io.NodeOutput(text, pixels, ui={**ui.PreviewText(text).as_dict(), **ui.PreviewImage(pixels).as_dict()})
+        return picture_output(f"{path.name}\n{describe(info)}", picture, host.NodeProgress(cls.hidden.unique_id))

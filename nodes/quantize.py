@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import files, host
+from . import files, host, kept_files
 from .schema import make_schema
 
 METHODS = ("trellis", "additive", "product", "palette", "uniform")
@@ -30,20 +30,33 @@ def file_name_output():
                             tooltip="Name of the VQ file, for the file_name input of a VQ loader.")
 
 
+def calibrated_inputs() -> list:
+    """What helps coding; the last of the inputs."""
+    return [*kept_files.calibration_inputs(), *kept_files.plan_inputs()]
+
+
+def stamps(calibration: str | None, plan: str | None) -> list:
+    """For fingerprints: what changes when the chosen files do."""
+    return [kept_files.stamp(calibration, "calibration"), kept_files.stamp(plan, "plan")]
+
+
 def code(source, output, bits: float, method: str, text_encoder_bits: str, shown: host.NodeProgress,
-         note: str = "") -> str:
+         note: str = "", calibration=None, plan=None) -> str:
     """Quantize a path or an opened Source, with progress and the stop button -> name of the result for the loaders.
 
-    note: shown in the node below what came out.
+    note: shown in the node below what came out; calibration, plan: paths or None.
     """
     from ..vq_core.device_memory import CODING_BYTES
+    from ..vq_core.plan import load_plan
     from ..vq_core.progress import Progress
     from ..vq_core.quantize import quantize
 
+    chosen = load_plan(plan) if plan else None
     host.make_room(CODING_BYTES, host.compute_device())
     with host.as_interruption():
         result = quantize(source, output, bits=bits, method=method, text_encoder_bits=int(text_encoder_bits),
-                          device=str(host.compute_device()), progress=Progress(shown, host.interrupted))
+                          plan=chosen, calibration=calibration, device=str(host.compute_device()),
+                          progress=Progress(shown, host.interrupted))
     size, rate = result.file_bytes / 1e9, result.bits["unet"]
     lines = (result.path.name, f"{size:.2f} GB, {rate:.2f} bits per UNet weight", str(result.fallbacks), note)
     shown.say("\n".join(line for line in lines if line))
@@ -69,21 +82,28 @@ class VQQuantizeCheckpoint(io.ComfyNode):
                 io.String.Input("name", default="",
                                 tooltip="File name of the result, perhaps with a subfolder. Empty: the checkpoint's "
                                         "name and the bits it came to."),
+                *calibrated_inputs(),
             ],
             outputs=[file_name_output()],
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint, bits, method, text_encoder_bits, name=""):
-        """Run again when the source changed (path, time and size), or when the result is gone."""
-        inputs = [*files.stamp(files.source_path(checkpoint)), bits, method, text_encoder_bits, name]
+    def fingerprint_inputs(cls, checkpoint, bits, method, text_encoder_bits, name="", calibration=None, plan=None,
+                           **linked):
+        """Run again when a file it reads changed (path, time and size), or when the result is gone."""
+        inputs = [*files.stamp(files.source_path(checkpoint)), bits, method, text_encoder_bits, name,
+                  *stamps(calibration, plan)]
         return [*inputs, files.lost_results(inputs)]
 
     @classmethod
-    def execute(cls, checkpoint, bits, method, text_encoder_bits, name="") -> io.NodeOutput:
+    def execute(cls, checkpoint, bits, method, text_encoder_bits, name="", calibration=None, calibration_file=None,
+                plan=None, plan_file=None) -> io.NodeOutput:
         """-> the file's name"""
         source = files.source_path(checkpoint)
         made = code(source, files.output_path(source, name or ""), bits, method, text_encoder_bits,
-                    host.NodeProgress(cls.hidden.unique_id))
-        files.remember_result([*files.stamp(source), bits, method, text_encoder_bits, name], files.vq_path(made))
+                    host.NodeProgress(cls.hidden.unique_id),
+                    calibration=kept_files.kept_path(calibration, calibration_file, "calibration"),
+                    plan=kept_files.kept_path(plan, plan_file, "plan"))
+        files.remember_result([*files.stamp(source), bits, method, text_encoder_bits, name,
+                               *stamps(calibration, plan)], files.vq_path(made))
         return io.NodeOutput(made)

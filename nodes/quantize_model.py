@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import files, host
-from .quantize import code, coding_inputs, file_name_output
+from . import files, host, kept_files
+from .quantize import calibrated_inputs, code, coding_inputs, file_name_output, stamps
 from .schema import make_schema
 
 
@@ -30,23 +30,29 @@ class VQQuantizeModel(io.ComfyNode):
                 io.String.Input("name", default="",
                                 tooltip="File name of the result, perhaps with a subfolder. Empty: the name of the "
                                         "model's own file and the bits it came to."),
+                *calibrated_inputs(),
             ],
             outputs=[file_name_output()],
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def fingerprint_inputs(cls, bits, method, text_encoder_bits, name="", **linked):
-        """Run again when the result is gone; the host knows by itself when what is linked changed."""
-        return files.lost_results([cls.__name__, bits, method, text_encoder_bits, name])
+    def fingerprint_inputs(cls, bits, method, text_encoder_bits, name="", calibration=None, plan=None, **linked):
+        """Run again when a chosen file changed or the result is gone; the host knows when what is linked changed."""
+        inputs = [cls.__name__, bits, method, text_encoder_bits, name, *stamps(calibration, plan)]
+        return [*inputs, files.lost_results(inputs)]
 
     @classmethod
-    def execute(cls, model, bits, method, text_encoder_bits, name="", clip=None, vae=None) -> io.NodeOutput:
+    def execute(cls, model, bits, method, text_encoder_bits, name="", clip=None, vae=None, calibration=None,
+                calibration_file=None, plan=None, plan_file=None) -> io.NodeOutput:
         """-> the file's name"""
         from .live import live, output_path, say_left_out
 
         graph, output = live(model, clip, vae), output_path(model, name or "")
         shown, note = host.NodeProgress(cls.hidden.unique_id), say_left_out(model, clip)
         source = graph.source(model, output if output.is_dir() else output.parent)
-        made = code(source, output, bits, method, text_encoder_bits, shown, note)
-        files.remember_result([cls.__name__, bits, method, text_encoder_bits, name], files.vq_path(made))
+        made = code(source, output, bits, method, text_encoder_bits, shown, note,
+                    kept_files.kept_path(calibration, calibration_file, "calibration"),
+                    kept_files.kept_path(plan, plan_file, "plan"))
+        files.remember_result([cls.__name__, bits, method, text_encoder_bits, name, *stamps(calibration, plan)],
+                              files.vq_path(made))
         return io.NodeOutput(made)

@@ -1,11 +1,12 @@
 """The node that shows what a VQ file lost: Report (VQ), as text and as a picture."""
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from . import files, host
 from .file_input import VQFileNode, file_input, file_name_input
 from .schema import make_schema
+from .shown import picture_output
 
 
 class VQReport(VQFileNode):
@@ -28,9 +29,6 @@ class VQReport(VQFileNode):
     @classmethod
     def execute(cls, file, file_name=None) -> io.NodeOutput:
         """-> text, picture [1, height, width, 3]"""
-        import numpy as np
-        import torch
-
         from ..vq_core.container import Reader
         from ..vq_core.file_report import describe_report
         from ..vq_core.inspection import inspect_file, stored_tensors
@@ -41,6 +39,4 @@ class VQReport(VQFileNode):
         with Reader(path) as reader:
             tensors = stored_tensors(reader)
         text = f"{path.name}\n{describe_report(info, tensors)}"
-        host.NodeProgress(cls.hidden.unique_id).say(text)
-        pixels = torch.from_numpy(np.asarray(draw(path.name, info, tensors)).copy()).float().div_(255)[None]
-        return io.NodeOutput(text, pixels, ui={**ui.PreviewText(text).as_dict(), **ui.PreviewImage(pixels).as_dict()})
+        return picture_output(text, draw(path.name, info, tensors), host.NodeProgress(cls.hidden.unique_id))

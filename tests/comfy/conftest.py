@@ -128,26 +128,26 @@ def make_tiny(path: Path, more: dict[str, tuple[int, ...]] | None = None) -> Pat
     return path
 
 
-def text_encoder_shapes(width: int = 64, layers: int = 3) -> dict[str, tuple[int, ...]]:
-    """CLIP-L and CLIP-G under SDXL's names with few narrow layers, for a host told the same sizes."""
+def text_encoder_shapes(width: int = 64, layers: int = 3, second: int = 64) -> dict[str, tuple[int, ...]]:
+    """CLIP-L and CLIP-G, `second` wide, under SDXL's names with few narrow layers, for a host told the same sizes."""
     hf, openclip = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
     out = {f"{hf}embeddings.token_embedding.weight": (49408, width),
            f"{hf}embeddings.position_embedding.weight": (77, width),
-           f"{openclip}token_embedding.weight": (49408, width), f"{openclip}positional_embedding": (77, width),
-           f"{openclip}text_projection": (width, width), f"{openclip}logit_scale": ()}
-    square, wide = (width, width), 4 * width
+           f"{openclip}token_embedding.weight": (49408, second), f"{openclip}positional_embedding": (77, second),
+           f"{openclip}text_projection": (second, second), f"{openclip}logit_scale": ()}
     for layer in range(layers):
         one, two = f"{hf}encoder.layers.{layer}.", f"{openclip}transformer.resblocks.{layer}."
-        matrices = {**{f"{one}self_attn.{n}_proj.": square for n in ("q", "k", "v", "out")},
-                    f"{one}mlp.fc1.": (wide, width), f"{one}mlp.fc2.": (width, wide),
-                    f"{two}attn.in_proj_": (3 * width, width), f"{two}attn.out_proj.": square,
-                    f"{two}mlp.c_fc.": (wide, width), f"{two}mlp.c_proj.": (width, wide)}
+        matrices = {**{f"{one}self_attn.{n}_proj.": (width, width) for n in ("q", "k", "v", "out")},
+                    f"{one}mlp.fc1.": (4 * width, width), f"{one}mlp.fc2.": (width, 4 * width),
+                    f"{two}attn.in_proj_": (3 * second, second), f"{two}attn.out_proj.": (second, second),
+                    f"{two}mlp.c_fc.": (4 * second, second), f"{two}mlp.c_proj.": (second, 4 * second)}
         for name, shape in matrices.items():
             out |= {f"{name}weight": shape, f"{name}bias": shape[:1]}
-        for norm in (f"{one}layer_norm1.", f"{one}layer_norm2.", f"{two}ln_1.", f"{two}ln_2."):
-            out |= {f"{norm}weight": (width,), f"{norm}bias": (width,)}
-    for norm in (f"{hf}final_layer_norm.", f"{openclip}ln_final."):
-        out |= {f"{norm}weight": (width,), f"{norm}bias": (width,)}
+        for norm, size in ((f"{one}layer_norm1.", width), (f"{one}layer_norm2.", width), (f"{two}ln_1.", second),
+                           (f"{two}ln_2.", second)):
+            out |= {f"{norm}weight": (size,), f"{norm}bias": (size,)}
+    for norm, size in ((f"{hf}final_layer_norm.", width), (f"{openclip}ln_final.", second)):
+        out |= {f"{norm}weight": (size,), f"{norm}bias": (size,)}
     return out
 
 

@@ -28,6 +28,7 @@ class ZeroConditioning:
 
 NODE_CLASS_MAPPINGS = {"ZeroConditioning": ZeroConditioning}
 '''
+CALIBRATED = ["calibration", "calibration_file", "plan", "plan_file"]      # inputs, appended to both quantizing nodes
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,24 @@ def test_nodes_are_there_with_their_frozen_inputs(found):
                               "VQQuantizeCheckpoint": "Quantize Checkpoint (VQ)",
                               "VQQuantizeModel": "Quantize Model (VQ)", "VQSaveCheckpoint": "Save Checkpoint (VQ)",
                               "VQDecompressCheckpoint": "Decompress Checkpoint (VQ)", "VQInspect": "Inspect (VQ)",
-                              "VQReport": "Report (VQ)", "VQCompare": "Compare (VQ)"}
+                              "VQReport": "Report (VQ)", "VQCompare": "Compare (VQ)",
+                              "VQCalibrate": "Calibrate (VQ)", "VQPlan": "Plan (VQ)"}
     loader = {"required": ["file", "memory_mode"], "optional": ["file_name"]}
     assert found["inputs"]["VQCheckpointLoader"] == found["inputs"]["VQDiffusionModelLoader"] == loader
     made = found["inputs"]["VQQuantizeCheckpoint"]
     assert made["required"] == ["checkpoint", "bits", "method", "text_encoder_bits", "name"]
+    assert made["optional"] == CALIBRATED
+    merged = found["inputs"]["VQQuantizeModel"]
+    assert merged["required"] == ["model", "bits", "method", "text_encoder_bits", "name"]
+    assert merged["optional"] == ["clip", "vae", *CALIBRATED]
+    drawn = found["inputs"]["VQCalibrate"]
+    assert drawn["required"] == ["model", "clip", "prompts", "prompt_file", "preset", "count", "memory_gb", "name"]
+    assert drawn["optional"] == ["width", "height", "steps", "cfg", "sampler_name", "scheduler", "timesteps", "seed",
+                                 "sensitivity"]
+    planned = found["inputs"]["VQPlan"]
+    assert planned["required"] == ["checkpoint", "target", "amount", "method", "text_encoder_bits", "name"]
+    assert planned["optional"] == ["calibration", "calibration_file", "sensitivity", "export_sensitivity", "model",
+                                   "clip", "vae"]
     for node, required in (("VQDecompressCheckpoint", ["file", "dtype", "name"]), ("VQInspect", ["file"]),
                            ("VQReport", ["file"])):
         assert found["inputs"][node]["required"] == required and found["inputs"][node]["optional"] == ["file_name"]

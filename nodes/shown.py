@@ -1,0 +1,23 @@
+"""What a node shows: text in the node and below it, a picture where there is one."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from . import host
+
+
+def text_output(text: str, shown: host.NodeProgress, *outputs) -> io.NodeOutput:
+    """-> *outputs; the text in the node itself, in every frontend"""
+    shown.say(text)
+    return io.NodeOutput(*outputs, ui=ui.PreviewText(text).as_dict())
+
+
+def picture_output(text: str, picture, shown: host.NodeProgress, *outputs) -> io.NodeOutput:
+    """-> *outputs, text, picture [1, height, width, 3]; picture: of Pillow, RGB"""
+    import numpy as np
+    import torch
+
+    shown.say(text)
+    pixels = torch.from_numpy(np.asarray(picture).copy()).float().div_(255)[None]      # [1, height, width, 3]
+    return io.NodeOutput(*outputs, text, pixels,
+                         ui={**ui.PreviewText(text).as_dict(), **ui.PreviewImage(pixels).as_dict()})
