@@ -21,7 +21,7 @@ TIMESTEPS = 8                              # looked at in each picture (AutoRoun
 TOKENS = 256
 FULL_COLUMNS = 5760                        # wider convolutions get a gram a kernel tap; SDXL: 15 % more sums than 2304
 HELD_OUT_SHARE = 0.25                      # of the pictures, at least one
-SENSITIVITY_CALLS = 16
+SENSITIVITY_CALLS = 32
 GOLDEN = 0.6180339887498949                # its multiples modulo 1 spread any number of pictures evenly
 LEVELS = (0.0, 1000.0)                     # of noise, as timesteps
 
