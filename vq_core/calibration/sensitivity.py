@@ -41,8 +41,7 @@ class Sensitivities:
         self.sums: dict[str, torch.Tensor] = {}            # key -> float64 [out]; of answers divided by their scale
         self.answers = self.left_out = 0
         self._logs = [0.0, 0.0]                            # sums of the logarithms of scales and of |eps|^2
-        self._squares = {key: module.weight.detach().double().square().flatten(1).mean(1).cpu()
-                         for key, module in modules.items()}                            # key -> float64 [out]
+        self._squares = {key: self.row_squares(module) for key, module in modules.items()}
 
     def add(self, halves: Sequence[tuple[float, Callable[[], torch.Tensor]]], generator: torch.Generator) -> None:
         """One answer: sum of factor * ask() over (factor, ask); ask() -> a half's answer, with a graph behind it."""
@@ -61,6 +60,11 @@ class Sensitivities:
                 module.weight.requires_grad_(False).grad = None
         power = float(torch.as_tensor(answer).double().square().sum())
         self._count({key: value * largest**2 for key, value in found.items()}, power)
+
+    @staticmethod
+    def row_squares(module: nn.Module) -> torch.Tensor:
+        """Mean squared weight of each output row, float64 [out]."""
+        return module.weight.detach().double().square().flatten(1).mean(1).cpu()
 
     @staticmethod
     def _ask(total, factor: float, largest: float, ask, signs, generator: torch.Generator):
