@@ -35,7 +35,7 @@ def advanced_inputs() -> list:
                        extra_dict=_ADVANCED, tooltip="As in KSampler."),
         io.Int.Input("timesteps", default=8, min=1, max=1000, optional=True, extra_dict=_ADVANCED,
                      tooltip="Steps looked at in each picture, spread over the trajectory."),
-        io.Int.Input("seed", default=0, min=0, max=2**53, optional=True, extra_dict=_ADVANCED,
+        io.Int.Input("first_seed", default=0, min=0, max=2**53, optional=True, extra_dict=_ADVANCED,
                      tooltip="Of the first picture; the others follow."),
         io.Boolean.Input("sensitivity", default=True, optional=True, extra_dict=_ADVANCED,
                          tooltip="Also measure what errors of each layer do to the picture, for Plan (VQ). Needs more "
@@ -91,7 +91,7 @@ class VQCalibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, prompts, prompt_file, preset, count, memory_gb, name="", width=1024, height=1024,
-                steps=0, cfg=0.0, sampler_name=FROM_PRESET, scheduler=FROM_PRESET, timesteps=8, seed=0,
+                steps=0, cfg=0.0, sampler_name=FROM_PRESET, scheduler=FROM_PRESET, timesteps=8, first_seed=0,
                 sensitivity=True) -> io.NodeOutput:
         """-> the calibration's name, text"""
         import torch
@@ -107,7 +107,7 @@ class VQCalibrate(io.ComfyNode):
         output = kept_files.output_path(origin, name or "", origin.stem if origin else "model", kept_files.CALIBRATION)
         teacher = LiveTeacher(model, clip, output.parent, preview)
         options = drawing(preset, {"steps": steps or None, "guidance": cfg or None, "sampler": chosen(sampler_name),
-                                   "scheduler": chosen(scheduler), "timesteps": timesteps, "seed": seed})
+                                   "scheduler": chosen(scheduler), "timesteps": timesteps, "seed": first_seed})
         said: list[str] = []
         with host.as_interruption():
             result = calibrate(teacher, output, prompts=read(prompts, prompt_file), count=count or None,
@@ -119,7 +119,7 @@ class VQCalibrate(io.ComfyNode):
                           *said])
         others = {"preset": preset, "count": count, "memory_gb": memory_gb, "width": width, "height": height,
                   "steps": steps, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler,
-                  "timesteps": timesteps, "seed": seed, "sensitivity": sensitivity}
+                  "timesteps": timesteps, "first_seed": first_seed, "sensitivity": sensitivity}
         files.remember_result(_key(prompts, prompt_file, name, others), result.path)
         return text_output(text, shown, kept_files.name_of(result.path), text)
 
@@ -184,4 +184,4 @@ def _key(prompts, prompt_file, name, others: dict) -> list:
     """What tells one run of the node from another, models apart."""
     return ["VQCalibrate", prompts, prompt_file, name,
             *(others.get(field) for field in ("preset", "count", "memory_gb", "width", "height", "steps", "cfg",
-                                              "sampler_name", "scheduler", "timesteps", "seed", "sensitivity"))]
+                                              "sampler_name", "scheduler", "timesteps", "first_seed", "sensitivity"))]

@@ -5,7 +5,7 @@ tensors, coded, or moved for each call, none of which autograd takes.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -119,18 +119,33 @@ class HostSensitivities(Sensitivities):
         super().__init__(modules)
         self.network = network
 
-    def add(self, ask: Callable[[], torch.Tensor], generator: torch.Generator) -> None:
-        """One forward and one backward pass, out of the host's inference mode."""
+    @staticmethod
+    def row_squares(module: nn.Module) -> torch.Tensor:
+        """Mean squared weight of each output row, also of coded weights, float64 [out]."""
+        return plain(module.weight.detach()).double().square().flatten(1).mean(1).cpu()
+
+    def add(self, halves: Sequence[tuple[float, Callable[[], torch.Tensor]]], generator: torch.Generator) -> None:
+        """One answer, out of the host's inference mode; as Sensitivities.add."""
+        largest, waiting = max(abs(factor) for factor, _ in halves), {}
         found: dict[str, torch.Tensor] = {}
-        with torch.inference_mode(False), torch.enable_grad(), self._differentiable(found):
-            answer = ask()
-            answer.backward(torch.randint(0, 2, answer.shape, generator=generator).to(answer) * 2 - 1)
-            power = float(answer.detach().double().square().sum())
-        self._count(found, power)
+
+        def take(last: bool, key: str, gradient: torch.Tensor) -> None:
+            gradient = waiting.pop(key, 0) + gradient
+            if last:
+                found[key] = gradient.float().square().flatten(1).sum(1).double().cpu() * largest**2
+            else:
+                waiting[key] = gradient
+
+        answer, signs = 0.0, None
+        with torch.inference_mode(False), torch.enable_grad():
+            for number, (factor, ask) in enumerate(halves, 1):
+                with self._differentiable(partial(take, number == len(halves))):
+                    answer, signs = self._ask(answer, factor, largest, ask, signs, generator)
+        self._count(found, float(torch.as_tensor(answer).double().square().sum()))
 
     @contextmanager
-    def _differentiable(self, found: dict[str, torch.Tensor]) -> Iterator[None]:
-        """Every layer with weights lets gradients through; coded ones put theirs, squared and summed, into `found`."""
+    def _differentiable(self, take: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Every layer with weights lets gradients through; take(key, weight gradient) for those of `modules`."""
         keys = {id(module): key for key, module in self.modules.items()}
         anchor = torch.zeros(1, device=self.network.device, requires_grad=True)
         changed: list[tuple[nn.Module, Callable | None, dict]] = []
@@ -140,8 +155,8 @@ class HostSensitivities(Sensitivities):
                     continue
                 changed.append((module, module.__dict__.get("forward"), dict(module._parameters)))
                 if isinstance(module, nn.Linear | nn.Conv2d):
-                    take = partial(found.__setitem__, keys[id(module)]) if id(module) in keys else None
-                    module.forward = partial(_through, anchor, module, module.forward, take)
+                    own = partial(take, keys[id(module)]) if id(module) in keys else None
+                    module.forward = partial(_through, anchor, module, module.forward, own)
                 else:                      # norms: small enough to be copied
                     module._parameters.update({name: nn.Parameter(value.detach().clone(), requires_grad=False)
                                                for name, value in module._parameters.items() if value is not None})
@@ -171,11 +186,11 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        """-> gradient of the input; take(sum of squared weight gradients by output row, float64 [out])"""
+        """-> gradient of the input; take(gradient of the weight, [out, in] or [out, in, kh, kw])"""
         x, = ctx.saved_tensors
         module, ours = ctx.module, None
         if ctx.take is not None:
-            ctx.take(_weight_gradient(module, x, gradient).square().flatten(1).sum(1).double().cpu())
+            ctx.take(_weight_gradient(module, x, gradient))
         if ctx.needs_input_grad[0]:
             weight, bias, state = host.cast_bias_weight(module, input=x, offloadable=True)
             ours = _input_gradient(module, x, plain(weight), gradient)
@@ -184,8 +199,6 @@ class _Through(torch.autograd.Function):
 
 
 def _weight_gradient(module: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """float32 [out, in] or [out, in, kh, kw]"""
-    x, gradient = x.float(), gradient.float()
     if isinstance(module, nn.Linear):
         return gradient.reshape(-1, gradient.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
     shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)

@@ -106,8 +106,10 @@ class LiveTeacher:
     def make_room(self, nbytes: int, settings: Settings, gradients: bool = False) -> None:
         """The model loaded, with room for its sums and for one call beside it."""
         height, width = (side // self.factor() for side in settings.size)
-        call = self._model.memory_required([2, 4, height, width])
-        host.load_model(self._model, call + nbytes + gradients * _GRADIENTS * height * width / (SIDE / 8) ** 2)
+        need = nbytes + self._model.memory_required([2, 4, height, width])
+        if gradients:                      # those of one half wait for the other's
+            need += _GRADIENTS * height * width / (SIDE / 8) ** 2 + (settings.guidance != 1) * self._model.model_size()
+        host.load_model(self._model, need)
 
     def close(self) -> None:
         """The model stays loaded, as the host wants it."""

@@ -73,8 +73,8 @@ def test_nodes_are_there_with_their_frozen_inputs(found):
     assert merged["optional"] == ["clip", "vae", *CALIBRATED]
     drawn = found["inputs"]["VQCalibrate"]
     assert drawn["required"] == ["model", "clip", "prompts", "prompt_file", "preset", "count", "memory_gb", "name"]
-    assert drawn["optional"] == ["width", "height", "steps", "cfg", "sampler_name", "scheduler", "timesteps", "seed",
-                                 "sensitivity"]
+    assert drawn["optional"] == ["width", "height", "steps", "cfg", "sampler_name", "scheduler", "timesteps",
+                                 "first_seed", "sensitivity"]
     planned = found["inputs"]["VQPlan"]
     assert planned["required"] == ["checkpoint", "target", "amount", "method", "text_encoder_bits", "name"]
     assert planned["optional"] == ["calibration", "calibration_file", "sensitivity", "export_sensitivity", "model",
