@@ -13,8 +13,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vqpack", description="Codebook-compressed SDXL checkpoints.")
     parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_calibrate, _add_plan, _add_inspect, _add_decompress, _add_verify, _add_compare,
-                _add_attach, _add_demo, _add_doctor):
+    for add in (_add_quantize, _add_calibrate, _add_plan, _add_tune, _add_inspect, _add_decompress, _add_verify,
+                _add_compare, _add_attach, _add_demo, _add_doctor):
         add(commands)
     return parser
 
@@ -87,6 +87,12 @@ def _add_calibrate(commands) -> None:
 
 def _add_plan(commands) -> None:
     from .plan import add
+
+    add(commands)
+
+
+def _add_tune(commands) -> None:
+    from .tune import add
 
     add(commands)
 

@@ -1,0 +1,101 @@
+"""`vqpack tune`."""
+from __future__ import annotations
+
+from . import console
+from .calibrate import PRESETS, SAMPLERS, SCHEDULERS
+
+TRAINED = ("scales", "books", "biases", "norms", "dense")              # as tuning.masters.Trained, which imports torch
+
+
+def add(commands) -> None:
+    """The command's arguments."""
+    from .compare import size
+
+    p = commands.add_parser("tune", help="teach a vqpack file to predict what its original predicts")
+    p.add_argument("file", metavar="FILE", help="what `vqpack quantize` wrote; its codes stay as they are")
+    p.add_argument("--teacher", required=True, metavar="ORIGINAL", help="the checkpoint FILE was made from")
+    p.add_argument("--prompts", default="built-in", metavar="P",
+                   help="text with one prompt a line, or .csv with a column 'prompt' (default built-in)")
+    p.add_argument("--count", type=int, metavar="N", help="draw N of the prompts, spread evenly over the list")
+    p.add_argument("--minutes", type=float, metavar="M", help="of learning; recording the teacher comes before "
+                                                              "(default 30 without --steps)")
+    p.add_argument("--steps", type=int, metavar="N", help="of learning; the same number gives the same bytes")
+    p.add_argument("-o", "--output", metavar="OUT", help="file or folder (default: beside FILE, NAME-tuned)")
+    p.add_argument("--finish", action="store_true", help="write the best that a stopped run has found, and no more")
+    p.add_argument("--rate", type=float, default=1.0, metavar="X", help="times the learning rates (default 1)")
+    p.add_argument("--batch", type=int, default=8, metavar="N", help="calls of the UNet a step (default 8)")
+    p.add_argument("--together", type=int, metavar="N", help="of them at once; fewer take less memory (default: all on "
+                                                             "the CPU, else 1)")
+    p.add_argument("--train", metavar="A,B", default=",".join(TRAINED), help=f"of {', '.join(TRAINED)} (default all)")
+    p.add_argument("--tables", default="shared", choices=("frozen", "shared", "layer"),
+                   help="trellis tables: as they are, one trained for all layers that share it, or one a layer "
+                        "(stored: 4 KB each)")
+    p.add_argument("--columns", action="store_true", help="add trained column scales (stored: 2 bytes a channel)")
+    p.add_argument("--loss", default="halves", choices=("halves", "guided", "both"),
+                   help="squared error of both guidance halves, of what guidance makes of them, or of both")
+    p.add_argument("--weighting", default="even", choices=("even", "relative"),
+                   help="of noise levels: all calls alike, or by the error each level has at the start")
+    p.add_argument("--trajectory", default="teacher", choices=("teacher", "student", "mixed"),
+                   help="whose pictures' states are learned from (default teacher)")
+    p.add_argument("--preset", default="base", choices=PRESETS,
+                   help="kind of model; a checkpoint does not say (default base)")
+    p.add_argument("--sampler-steps", type=int, metavar="N", help="default: the preset's")
+    p.add_argument("--cfg", type=float, metavar="C", help="guidance; 1 = one guidance half (default: the preset's)")
+    p.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's")
+    p.add_argument("--scheduler", choices=SCHEDULERS, help="default: the preset's")
+    p.add_argument("--size", type=size, metavar="HxW", help="default: the model's own")
+    p.add_argument("--seed", type=int, default=0, metavar="S", help="of pictures and batches (default 0)")
+    p.add_argument("--threads", type=int, metavar="N", help="on the CPU (default 1)")
+    p.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    p.add_argument("--configs", metavar="FOLDER", help="diffusers folder whose configurations unusual files get")
+    p.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    p.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    p.set_defaults(run=run)
+
+
+def run(args) -> int:
+    """Record, learn, write; sentences as they come."""
+    from ..tuning.run import tune
+
+    report = console.output_file(args.json) if args.json else None
+    result = tune(args.file, args.teacher, args.output, prompts=args.prompts, count=args.count, tuning=_tuning(args),
+                  preset=args.preset, size=args.size, device=args.device, configs=args.configs,
+                  overwrite=args.overwrite, finish=args.finish, progress=console.progress(), tell=_tell,
+                  steps=args.sampler_steps, guidance=args.cfg, sampler=args.sampler, scheduler=args.scheduler,
+                  seed=args.seed, threads=args.threads)
+    print(f"{result.path}: {console.size(result.path.stat().st_size)}, {result.bits['unet']:.2f} bits a UNet weight, "
+          f"held-out error {result.gain:.2f} dB lower after {result.steps} steps, took "
+          f"{console.duration(result.seconds)}")
+    if report:
+        console.write_json(report, {"path": str(result.path), "bits": result.bits, "before": result.before,
+                                    "after": result.after, "steps": result.steps, "seconds": result.seconds,
+                                    "history": result.history, "notes": result.notes})
+    return 0
+
+
+def _tuning(args):
+    from ..errors import PlanError
+    from ..tuning.masters import Trained
+    from ..tuning.run import MINUTES
+    from ..tuning.settings import Tuning
+
+    names = [name.strip() for name in args.train.split(",") if name.strip()]
+    unknown = next((name for name in names if name not in TRAINED), None)
+    if unknown is not None:
+        raise PlanError(f"--train must name some of {', '.join(TRAINED)}, got '{unknown}'")
+    trained = Trained(tables=args.tables, columns=args.columns, **{name: name in names for name in TRAINED})
+    on_cpu = args.device is None and not _has_gpu() or args.device == "cpu"
+    minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes
+    return Tuning(steps=args.steps, minutes=minutes, batch=args.batch, together=args.together or (args.batch if on_cpu
+                  else 1), rate=args.rate, loss=args.loss, weighting=args.weighting, trajectory=args.trajectory,
+                  seed=args.seed, trained=trained)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _tell(note: str) -> None:
+    print(note, flush=True)

@@ -1,0 +1,238 @@
+"""tune(): a vqpack file, its original and prompts in, a better file of the same codes out. A stopped run goes on."""
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..calibration.settings import Settings, pictures, preset_settings
+from ..compare.models import (
+    NEEDS_PICTURE,
+    Checkpoint,
+    Models,
+    built_in_prompts,
+    described,
+    find_configs,
+    free_memory,
+    open_checkpoint,
+    unet_shapes,
+)
+from ..compare.prompts import BUILT_IN, Prompts, read_prompts
+from ..device_memory import is_out_of_memory
+from ..errors import FormatError, UnsupportedError, VQError
+from ..locked_files import delete_locked, open_locked
+from ..progress import Progress
+from ..publish import os_error
+from ..version import __version__
+from .export import target, write
+from .lessons import Lessons
+from .loop import Course, Loop
+from .memory import of_student
+from .settings import Tuning
+from .student import Student
+
+MINUTES = 30.0
+LONGEST_PROMPT = 1 << 20                   # characters; what the encoders do not read is cut
+HELD_OUT_SHARE = 0.2                       # of the pictures
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run produced. before, after: squared error of the held-out predictions over the teacher's power."""
+
+    path: Path
+    bits: dict[str, float]
+    before: float
+    after: float
+    steps: int
+    seconds: float
+    history: tuple[tuple[int, float], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def gain(self) -> float:
+        """dB"""
+        return 10 * math.log10(self.before / self.after) if self.after > 0 else math.inf
+
+
+def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None, *,
+         prompts: str | Path | Sequence[str] = BUILT_IN, count: int | None = None, tuning: Tuning | None = None,
+         preset: str = "base", size: tuple[int, int] | None = None, device: str | None = None,
+         configs: str | Path | None = None, overwrite: bool = False, finish: bool = False,
+         progress: Progress | None = None, tell: Callable[[str], None] | None = None, **settings) -> Result:
+    """Teach a vqpack file to predict what the checkpoint it was made from predicts; its codes stay as they are.
+
+    path: the file. teacher: the original, any checkpoint of the same architecture and kind of prediction. output: file
+    or folder, None = beside the file. prompts: "built-in", a file, or a list; a fifth of them is held out. finish:
+    write the best that a stopped run has found, without another step. settings: fields of calibration.settings.Settings
+    that replace the preset's. tell: called with each sentence worth reading. The same input, settings and number of
+    steps give the same bytes on the CPU. Raises VQError; where nothing got better nothing is written.
+    """
+    started, progress = time.monotonic(), progress or Progress()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tuning = tuning or Tuning(minutes=MINUTES)
+    tuning.check()
+    file, original = open_checkpoint(path, "B"), open_checkpoint(teacher, "A")
+    _check_together(file, original)
+    given = _read(prompts, count, original)
+    models = Models((original, file), device, find_configs([original, file], configs))
+    chosen = preset_settings(preset, size or models.size(), **{"held_out_share": HELD_OUT_SHARE, **settings},
+                             device=torch.device(device).type)
+    if settings.get("timesteps") is None:
+        chosen = replace(chosen, timesteps=chosen.steps)     # every step that is drawn is learned from
+    chosen.check(models.factor())
+    job = _Job(models, file, original, tuning, chosen, given, progress, tell or (lambda _: None))
+    try:
+        with _threads(chosen.threads if chosen.device == "cpu" else None):
+            return job.run(target(file.path, output), overwrite, finish, started)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+            raise
+        raise VQError(f"out of memory while {progress.stage or 'starting'}: the best so far is kept; run the same "
+                      f"command with a smaller --together (now {tuning.together}) or --size") from None
+    except OSError as error:
+        raise os_error(error, file.path.parent) from None
+    finally:
+        free_memory()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """A fixed number of torch's threads, so that the bytes do not depend on the machine; None = as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_together(file: Checkpoint, original: Checkpoint) -> None:
+    if file.kind != "vqpack file":
+        raise UnsupportedError(f"'{file.name}' is an ordinary checkpoint: give a file of `vqpack quantize`")
+    if original.architecture.name in NEEDS_PICTURE:
+        raise UnsupportedError(f"'{original.name}' is {NEEDS_PICTURE[original.architecture.name]}, which starts from a "
+                               f"picture, and tune draws from text")
+    if unet_shapes(file) != unet_shapes(original):
+        raise UnsupportedError(f"the teacher '{original.name}' is {described(original)} and '{file.name}' is "
+                               f"{described(file)}: the teacher must be the checkpoint the file was made from")
+    kinds = [(c.architecture.prediction, c.architecture.zero_terminal_snr) for c in (file, original)]
+    if kinds[0] != kinds[1]:
+        raise UnsupportedError(f"the teacher '{original.name}' predicts '{kinds[1][0]}' and '{file.name}' "
+                               f"'{kinds[0][0]}': the teacher must be the checkpoint the file was made from")
+
+
+def _read(prompts, count: int | None, original: Checkpoint) -> Prompts:
+    if isinstance(prompts, str | Path):
+        return read_prompts(prompts, count, built_in_prompts(original), longest=LONGEST_PROMPT)
+    texts = tuple(dict.fromkeys(text.strip() for text in prompts if text.strip()))
+    if not texts:
+        raise FormatError("the list of prompts is empty: tune needs at least one prompt")
+    return Prompts(texts[:count], "list")
+
+
+class _Job:
+    """One run: who learns what from whom, and where its state is."""
+
+    def __init__(self, models: Models, file: Checkpoint, original: Checkpoint, tuning: Tuning, settings: Settings,
+                 prompts: Prompts, progress: Progress, tell: Callable[[str], None]):
+        self.models, self.file, self.original, self.tuning = models, file, original, tuning
+        self.settings, self.progress, self._tell = settings, progress, tell
+        self.notes: list[str] = []
+        for note in prompts.notes:
+            self.say(note)
+        self.pictures = pictures(prompts.texts, settings)
+        asked = [(picture.prompt, picture.seed) for picture in self.pictures]
+        drawn = [__version__, original.identity, settings.to_json(), asked]
+        if tuning.trajectory != "teacher":
+            drawn.append((file.content or str(file.identity), tuning.trajectory))
+        self.drawn = _digest(drawn)
+        self.fingerprint = _digest([self.drawn, file.content or str(file.identity), tuning.to_json()])
+
+    def say(self, note: str) -> None:
+        """Keep a sentence for the result and tell it at once."""
+        self.notes.append(note)
+        self._tell(note)
+
+    def run(self, path: Path, overwrite: bool, finish: bool, started: float) -> Result:
+        """Record, learn, write."""
+        if not path.parent.is_dir():
+            raise VQError(f"the folder '{path.parent}' does not exist: create it or choose another one")
+        root = path.with_name(path.name.removesuffix(".safetensors") + ".tuning")
+        state = root / f"{self.fingerprint[:32]}.npz"
+        if finish and not state.is_file():
+            raise VQError(f"there is no stopped run of these settings beside '{path.name}' to be finished: leave out "
+                          f"--finish")
+        root.mkdir(exist_ok=True)
+        lock = root / f"{self.fingerprint[:32]}.lock"
+        held = open_locked(lock)
+        if held is None:
+            raise VQError(f"another run is tuning this file for '{path.name}': wait for it or choose another -o")
+        try:
+            student, course = self._learn(root, state, finish)
+            final, bits = self._write(student, course, path, overwrite)
+        finally:
+            delete_locked(lock, held)
+        state.unlink(missing_ok=True)
+        shutil.rmtree(root / self.drawn[:32], ignore_errors=True)
+        if not any(root.iterdir()):
+            root.rmdir()
+        return Result(final, bits, course.start, course.best, course.step, time.monotonic() - started,
+                      tuple(course.history), tuple(self.notes))
+
+    def _learn(self, root: Path, state: Path, finish: bool) -> tuple[Student, Course]:
+        device, configs = self.models.device, self.models.folder(self.original) or self.models.folder(self.file)
+        self.progress.start("loading the file", 1, self.file.name)
+        student = Student(self.file.path, self.tuning.trained, device, configs)
+        if student.content != self.file.content:
+            raise FormatError(f"'{self.file.name}' was changed while it was read: run the same command again")
+        memory = of_student(student, self.tuning.together, self.settings, self.models.factor())
+        self.say(memory.sentence())
+        if memory.checkpoint:
+            student.unet.enable_gradient_checkpointing()
+        folder = root / self.drawn[:32]
+        folder.mkdir(exist_ok=True)
+        lessons = Lessons(folder, self.pictures)
+        if lessons.missing():
+            pipe = self.models.pipeline(self.original)
+            lessons.record(pipe, student.unet, self.tuning.trajectory, self.settings, self.progress)
+            del pipe
+            free_memory()
+        lessons.sort_out(self.original.name)
+        if lessons.left_out:
+            self.say(f"{lessons.left_out} calls gave NaN or infinite values and were left out.")
+        self.say(f"{_listed(student.numbers())} are trained on {len(lessons.train)} calls; {len(lessons.held_out)} of "
+                 f"other prompts judge.")
+        loop = Loop(student, lessons, self.tuning, self.settings.guidance, self.progress, state, self.say)
+        if loop.course.step:
+            self.say(f"Going on after step {loop.course.step} of a stopped run.")
+        course = loop.finished() if finish else loop.run()
+        if course.stopped:
+            self.say(f"{course.stopped[0].upper()}{course.stopped[1:]}.")
+        return student, course
+
+    def _write(self, student: Student, course: Course, path: Path, overwrite: bool) -> tuple[Path, dict[str, float]]:
+        if not course.best < course.start:
+            raise VQError(f"tuning did not lower the error on the held-out prompts in {course.step} steps, so nothing "
+                          f"was written: give more prompts or steps, or a lower --rate")
+        facts = {"steps": course.best_step, "of": course.step, "pictures": len(self.pictures),
+                 "before": float(f"{course.start:.6g}"), "after": float(f"{course.best:.6g}"),
+                 "trained": student.numbers(), "loss": self.tuning.loss, "weighting": self.tuning.weighting,
+                 "trajectory": self.tuning.trajectory, "batch": self.tuning.batch, "seed": self.tuning.seed}
+        return write(student, self.original.path, path, overwrite, facts, self.progress)
+
+
+def _listed(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in numbers.items())
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,62 @@
+"""What decides a fine-tune: which parameters move and how fast, the loss, how long, how much at once."""
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+
+from ..errors import PlanError
+from .lessons import TRAJECTORIES
+from .masters import Trained
+
+TABLES = ("frozen", "shared", "layer")
+WEIGHTINGS = ("even", "relative")
+LOSSES = ("halves", "guided", "both")
+# Relative learning rates of AdamW at the start of the cosine.
+RATES = {"scales": 3e-3, "books": 3e-3, "tables": 3e-3, "biases": 1e-2, "norms": 3e-3, "dense": 3e-3}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the student learns. steps None: as many as fit into `minutes`."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 8                         # calls a step, each with its guidance halves
+    together: int = 8                      # of them at once; fewer take less memory and longer
+    rate: float = 1.0                      # times RATES
+    warmup: int = 10                       # steps
+    clip: float = 3.0                      # times the running mean of the gradient's norm
+    loss: str = "halves"
+    weighting: str = "even"
+    trajectory: str = "teacher"
+    checks: int = 20                       # looks at the held-out pictures
+    held_out_calls: int = 64               # at most, in each look
+    seed: int = 0
+    trained: Trained = field(default_factory=Trained)
+
+    def check(self) -> None:
+        """PlanError in one sentence for what cannot be done."""
+        for name, value, low, high in (("--steps", self.steps, 1, 10**7), ("--minutes", self.minutes, 0, 10**5),
+                                       ("--batch", self.batch, 1, 4096), ("--together", self.together, 1, 4096),
+                                       ("--rate", self.rate, 0, 1000), ("checks", self.checks, 1, 10**5)):
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                raise PlanError(f"{name} must be {low} to {high}, got {value:g}")
+        if self.steps is None and not self.minutes:
+            raise PlanError("tune needs to know how long: give --minutes or --steps")
+        for name, value, known in (("--tables", self.trained.tables, TABLES), ("--loss", self.loss, LOSSES),
+                                   ("--weighting", self.weighting, WEIGHTINGS),
+                                   ("--trajectory", self.trajectory, TRAJECTORIES)):
+            if value not in known:
+                raise PlanError(f"{name} must be one of {', '.join(known)}, got '{value}'")
+
+    def to_json(self) -> dict:
+        """Everything but how long, for fingerprints."""
+        return {name: value for name, value in asdict(self).items() if name not in ("steps", "minutes")}
+
+
+def schedule(step: int, steps: int | None, warmup: int) -> float:
+    """Share of the learning rate: a linear start, then half a cosine down to nothing; steps None = not known yet."""
+    start = min(1.0, (step + 1) / max(1, warmup))
+    if steps is None:
+        return start
+    return start * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
