@@ -4,8 +4,10 @@
                                     [--folder out/quality] [--out benchmarks/results]
 
 The calibration: 48 captions of scenes that neither training nor the held-out prompts saw, 20 steps, guidance 3. Each
-claim compares two students prompt by prompt: difference of the medians, 95 % paired bootstrap. Data-free students are
-read from --folder, where quality.py kept them (or made here). Writes calibrated.csv; a stopped run goes on.
+claim compares two students prompt by prompt: difference of the medians (attributes: means, as a share of the teacher's
+excess over chance), 95 % paired bootstrap; methods that code less than 95 % of the weights are left out. Data-free
+students are read from --folder, where quality.py kept them. Writes calibrated.csv (the claims) and
+calibrated_students.csv (each student's own numbers); a stopped run goes on.
 """
 from __future__ import annotations
 
@@ -15,35 +17,28 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 
 import torch
 from alias import RESULTS, ROOT, load_vqpack, machine
-from quality_measure import Kept, Settings, captions, draw_teacher, measure
-from quality_students import OURS_CODE, TESTBED, Coded, Row, count, layers, rows
+from calibrated_students import TRELLIS, calibrated_rows, make_calibration
+from quality_measure import Kept, Settings, draw_teacher, eight_bits, measure
+from quality_report import attribute_scores, per_prompt
+from quality_students import Row, rows
+from quality_verdict import LEAST_SHARE
 
 load_vqpack()
 from vqpack.vq_core import metrics  # noqa: E402
-from vqpack.vq_core.calibration.run import calibrate  # noqa: E402
-from vqpack.vq_core.container import Reader  # noqa: E402
-from vqpack.vq_core.decompress import decode_tensor  # noqa: E402
-from vqpack.vq_core.plan import Plan, make_plan  # noqa: E402
-from vqpack.vq_core.planning.run import plan  # noqa: E402
-from vqpack.vq_core.quantize import quantize  # noqa: E402
 
-CODE = (*OURS_CODE, "vq_core/gram.py", "vq_core/calibration", "vq_core/planning", "benchmarks/calibrated.py")
-PROMPTS, STEPS, TIMESTEPS, GUIDANCE = 48, 20, 8, 3.0       # of the calibration
-SCENES = 5                                 # seed of its captions; training used 1, the prompts drawn here 11
-PLANNED = (1, 1.5, 2, 2.5, 3)
-TRELLIS = (1, 1.5, 2, 2.5, 3, 3.5, 4)
-METRICS = ("latent_psnr", "noise_snr")
-COLUMNS = ("claim", "ours", "ours_bits", "other", "other_bits", "metric", "low", "difference", "high", "verdict",
-           "prompts", "machine", "commit")
-FOUR_BIT = r"^(sdnq-uint4-.*|quanto-qint4.*|gguf-Q4_K|ours-palette-4|ours-uniform-4)$"
-THREE_BIT = r"^(sdnq-uint3-.*|gguf-Q3_K|ours-palette-rows-3|ours-uniform-3)$"
+METRICS = ("latent_psnr", "noise_snr", "attributes")
+CLAIM_COLUMNS = ("claim", "ours", "ours_bits", "other", "other_bits", "metric", "low", "difference", "high", "verdict",
+                 "prompts", "machine", "commit")                                    # bits: stored, of the whole UNet
+STUDENT_COLUMNS = ("student", "bits_layers", "bits_unet", "coded_share", "metric", "statistic", "low", "value", "high",
+                   "prompts", "machine", "commit")
+FOUR_BIT = (r"^(sdnq-uint4.*|hqq-4bit.*|bnb-nf4.*|torchao-int4.*|quanto-qint4.*|kitchen-w4a8.*|gguf-Q4_K|"
+            r"ours-palette(-rows)?-4|ours-uniform-4)$")
+THREE_BIT = r"^(sdnq-uint3.*|hqq-3bit.*|gguf-Q3_K|ours-palette-rows-3|ours-uniform-3)$"
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,8 @@ class Claim:
 CLAIMS = (
     Claim("calibrated 3 bits, every data-free 4-bit method", "trellis-3-calibrated", FOUR_BIT),
     Claim("calibrated 2 bits, every data-free 3-bit method", "trellis-2-calibrated", THREE_BIT),
+    Claim("planned 3 bits, every data-free 4-bit method", "planned-3", FOUR_BIT),
+    Claim("planned 2 bits, every data-free 3-bit method", "planned-2", THREE_BIT),
     Claim("planned 2.0 bits, uniform GPTQ-4", "planned-2", "^gptq-4$"),
     Claim("planned 3.0 bits, planned GPTQ at 4.0", "planned-3", "^gptq-planned-4$"),
     Claim("AdaRound-4 with split shortcut, RTN-4", "adaround-4", "^ours-uniform-4$"),
@@ -90,7 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     for row in todo:
         print(f"{row.name}: {measure(row, kept):.0f} s of a core", flush=True)
     if args.part is None:
-        write(judge_all(chosen, kept), args.out / "calibrated.csv")
+        students = load_students(chosen, kept)
+        write(claim_lines(students), CLAIM_COLUMNS, args.out / "calibrated.csv")
+        write(student_lines(students), STUDENT_COLUMNS, args.out / "calibrated_students.csv")
+        tell(students)
     return 0
 
 
@@ -102,78 +102,77 @@ def _in_processes(jobs: int) -> None:
         process.wait()
 
 
-def calibrated_rows(folder: Path) -> list[Row]:
-    """The students of this bench."""
-    made = [(f"trellis-{bits:g}-calibrated", partial(make_plan, bits)) for bits in TRELLIS]
-    made += [(f"planned-{bits:g}", partial(_planned, folder, bits, "trellis")) for bits in PLANNED]
-    made += [(f"gptq-{bits}", partial(make_plan, bits, "uniform", rounding="gptq")) for bits in (2, 3, 4)]
-    made += [("gptq-planned-4", partial(_planned, folder, 4, "uniform")),
-             ("adaround-4", partial(make_plan, 4, "uniform", rounding="adaround"))]
-    return [Row(name, "", partial(_code, folder, plan_of), CODE) for name, plan_of in made]
-
-
-@cache
-def make_calibration(folder: Path) -> Path:
-    """The calibration file, made if it is not there."""
-    prompts = captions(Settings(PROMPTS, STEPS, scenes=SCENES))
-    return calibrate(TESTBED, folder / "testbed", prompts=list(prompts), steps=STEPS, timesteps=TIMESTEPS,
-                     guidance=GUIDANCE, device="cpu").path
-
-
-def _planned(folder: Path, bits: float, method: str) -> Plan:
-    return plan(TESTBED, bits=bits, method=method, calibration=make_calibration(folder), text_encoder_bits=16,
-                parts=("unet",)).plan
-
-
-def _code(folder: Path, plan_of) -> Coded:
-    """Through the product, as quality_students does it."""
-    with tempfile.TemporaryDirectory() as work:
-        result = quantize(TESTBED, Path(work) / "student.safetensors", plan=plan_of(), parts=("unet",), device="cpu",
-                          calibration=make_calibration(folder))
-        with Reader(result.path, mapped=False) as reader:
-            weights = {layer.key: decode_tensor(reader, layer.key, torch.float32) for layer in layers()[0]}
-    shares = count(dict.fromkeys(weights, 0), {layer.name for layer in result.layers})
-    return Coded(weights, **{**shares, "bits_layers": result.bits["coded"], "bits_unet": result.bits["unet"]})
-
-
-def judge_all(chosen: dict[str, Row], kept: Kept) -> list[dict]:
-    """Rows of the table, for the claims whose students are all there."""
-    found, here = [], machine()
+def load_students(chosen: dict[str, Row], kept: Kept) -> dict[str, dict]:
+    """What was kept of the chosen students and of all that a claim names; "values": metric -> (statistic, values)."""
     known = {**rows(), **chosen}
-    for claim in CLAIMS:
-        ours = kept.load(known[claim.ours]) if claim.ours in known else None
-        for name in (name for name in known if re.search(claim.others, name)) if ours else ():
-            other = kept.load(known[name])
-            if other is not None:
-                found += [{"claim": claim.words, "ours": claim.ours, "ours_bits": f"{ours['bits_unet']:.3f}",
-                           "other": name, "other_bits": f"{other['bits_unet']:.3f}", "metric": metric,
-                           **_gap(ours, other, metric), "prompts": kept.settings.prompts, "machine": here["cpu"],
-                           "commit": here["commit"]} for metric in METRICS]
+    wanted = [name for name in known if name in chosen or any(re.search(c.others, name) or c.ours == name
+                                                              for c in CLAIMS)]
+    found = {name: one for name in wanted if (one := kept.load(known[name])) is not None}
+    teacher = eight_bits(draw_teacher(kept).images)
+    scores, why = attribute_scores({name: one["pictures"] for name, one in found.items()}, teacher, kept.settings)
+    if "attributes" in why:
+        print(f"attributes: {why['attributes']}")
+    for name, one in found.items():
+        own = {**per_prompt(one), **scores.get(name, {})}
+        one["values"] = {metric: own[metric] for metric in METRICS if metric in own}
     return found
 
 
-def _gap(ours: dict, other: dict, metric: str) -> dict:
-    gap = metrics.paired_bootstrap(values(ours, metric), values(other, metric), "median")
-    word = "undecided" if not gap.excludes_zero else "ahead" if gap.low > 0 else "behind"
-    return {"low": f"{gap.low:.3f}", "difference": f"{gap.value:.3f}", "high": f"{gap.high:.3f}", "verdict": word}
+def claim_lines(students: dict[str, dict]) -> list[dict]:
+    """Rows of the claims whose students are all there."""
+    found, here = [], machine()
+    for claim in CLAIMS:
+        ours = students.get(claim.ours)
+        others = [name for name in students if re.search(claim.others, name)] if ours else []
+        for name in (name for name in others if students[name]["share"] >= LEAST_SHARE):
+            other = students[name]
+            found += [{"claim": claim.words, "ours": claim.ours, "ours_bits": f"{ours['bits_unet']:.3f}",
+                       "other": name, "other_bits": f"{other['bits_unet']:.3f}", "metric": metric,
+                       **gap(ours["values"][metric], other["values"][metric]), "machine": here["cpu"],
+                       "commit": here["commit"]} for metric in ours["values"] if metric in other["values"]]
+    return found
 
 
-def values(student: dict, metric: str) -> torch.Tensor:
-    """One value a prompt, dB [n]: of the final latents, or the predictions' mean over steps and halves."""
-    table = torch.tensor(student[metric], dtype=torch.float64)
-    return table[-1] if metric == "latent_psnr" else table.mean((0, 1))
+def gap(ours: tuple, other: tuple) -> dict:
+    """Two students' (statistic, values [n]) -> the difference, its interval and a verdict"""
+    found = metrics.paired_bootstrap(ours[1], other[1], ours[0])
+    word = "undecided" if not found.excludes_zero else "ahead" if found.low > 0 else "behind"
+    return {"low": f"{found.low:.3f}", "difference": f"{found.value:.3f}", "high": f"{found.high:.3f}",
+            "verdict": word, "prompts": found.count}
 
 
-def write(lines: list[dict], path: Path) -> None:
-    """The table as CSV, and printed."""
+def student_lines(students: dict[str, dict]) -> list[dict]:
+    """Rows of every student's own numbers."""
+    found, here = [], machine()
+    for name, one in students.items():
+        for metric, (statistic, values) in one["values"].items():
+            own = metrics.bootstrap(values, statistic)
+            found.append({"student": name, "bits_layers": f"{one['bits_layers']:.3f}",
+                          "bits_unet": f"{one['bits_unet']:.3f}", "coded_share": f"{one['share']:.3f}",
+                          "metric": metric, "statistic": statistic, "low": f"{own.low:.3f}",
+                          "value": f"{own.value:.3f}", "high": f"{own.high:.3f}", "prompts": own.count,
+                          "machine": here["cpu"], "commit": here["commit"]})
+    return found
+
+
+def write(lines: list[dict], columns: tuple[str, ...], path: Path) -> None:
+    """A table as CSV; complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    part = path.with_suffix(".csv.part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(lines)
-    for line in lines:
-        print(f"{line['claim']}: {line['ours']} ({line['ours_bits']}) against {line['other']} ({line['other_bits']}), "
-              f"{line['metric']}: {line['verdict']} {line['difference']} ({line['low']} to {line['high']})")
+    os.replace(part, path)
+
+
+def tell(students: dict[str, dict]) -> None:
+    """Both tables in words."""
+    for line in student_lines(students):
+        print("{student} ({bits_layers} bits, UNet {bits_unet}): {metric} {value} ({low} to {high})".format(**line))
+    for line in claim_lines(students):
+        print("{claim}: {ours} ({ours_bits}) against {other} ({other_bits}), {metric}: {verdict} {difference} "
+              "({low} to {high})".format(**line))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def judge_all(kept: list[dict], teacher: trajectory.Trajectory, pictures: torch.
               ) -> list[Judged]:
     """kept: what Kept.load gives of each student; pictures: the teacher's, uint8 [n, height, width, 3]."""
     values = {found["name"]: per_prompt(found) | _of_pictures(found["pictures"], pictures) for found in kept}
-    scores, why = _scores({found["name"]: found["pictures"] for found in kept}, pictures, settings)
+    scores, why = attribute_scores({found["name"]: found["pictures"] for found in kept}, pictures, settings)
     judged = []
     for found in kept:
         own: Values = {**values[found["name"]], **scores.get(found["name"], {})}
@@ -75,7 +75,7 @@ def _of_pictures(ours: torch.Tensor, theirs: torch.Tensor) -> Values:
     return values if perceptual is None else {**values, "lpips": ("mean", perceptual)}
 
 
-def _scores(pictures: dict[str, torch.Tensor], teacher: torch.Tensor, settings: Settings
+def attribute_scores(pictures: dict[str, torch.Tensor], teacher: torch.Tensor, settings: Settings
             ) -> tuple[dict[str, Values], dict[str, str]]:
     """-> attribute scores of all students, and metrics that are not stated with the reason"""
     why = {} if metrics.lpips_is_here() else {"lpips": "not stated: its package or weights are not here"}
