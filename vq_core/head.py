@@ -131,14 +131,30 @@ def _check_sections(layout: Layout, key: str) -> None:
                  f"a section of part {section.part}, there are {len(layout.parts)}")
         _require((section.kind, section.part) not in seen, key, f"two sections of kind {section.kind}")
         seen.add((section.kind, section.part))
-        known = Kind.codes <= section.kind <= Kind.group_scales
-        _require(not known or section.part != fmt.WHOLE_WEIGHT, key, f"section kind {section.kind} without a part")
+        whole = section.kind in (Kind.lowrank_down, Kind.lowrank_up)
+        known = whole or Kind.codes <= section.kind <= Kind.group_scales
+        _require(not known or whole == (section.part == fmt.WHOLE_WEIGHT), key,
+                 f"section kind {section.kind} {'of one' if whole else 'without a'} part")
         if section.required and not known:
             name = f" ({Kind(section.kind).name})" if section.kind in list(Kind) else ""
             raise FormatError(f"weight '{key}' needs section kind {section.kind}{name}, which this program does not "
                               f"know: install a newer vqpack")
     for index, part in enumerate(layout.parts):
         _check_part_sections(layout, index, part, key)
+    _check_branch(layout, key)
+
+
+def _check_branch(layout: Layout, key: str) -> None:
+    down, up = (layout.section(fmt.WHOLE_WEIGHT, kind) for kind in (Kind.lowrank_down, Kind.lowrank_up))
+    _require((down is None) == (up is None), key, "half of a low-rank branch")
+    if down is None:
+        return
+    rank = up.length // (2 * layout.shape[0])
+    _require(1 <= rank <= fmt.MAX_RANK, key, f"a low-rank branch of rank {rank}, expected 1 to {fmt.MAX_RANK}")
+    for section, shape in zip((down, up), fmt.branch_shapes(layout.shape, rank), strict=True):
+        _require(section.dtype == fmt.F16 and section.length == byte_length(fmt.F16, shape), key,
+                 f"{Kind(section.kind).name} of {section.length} bytes and dtype {section.dtype}, expected "
+                 f"{byte_length(fmt.F16, shape)} and dtype {fmt.F16} for shape {list(shape)}")
 
 
 def _check_part_sections(layout: Layout, index: int, part: PartHead, key: str) -> None:

@@ -114,6 +114,8 @@ def spec_of(weight) -> dict:
     else:
         spec = {"bits": part.bits, "group_size": part.scales.group_size}
     ranges = {"parts": len(weight.parts)} if len(weight.parts) > 1 else {}
+    if weight.layout.rank:
+        ranges["rank"] = weight.layout.rank
     return {"kind": kind, **spec, "rotation": [p.rotation for _, _, _, p in weight.parts][0], **ranges}
 
 

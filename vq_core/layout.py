@@ -24,6 +24,7 @@ WHOLE_WEIGHT = 65535                       # a section's part number when it bel
 MAX_PARTS = 64
 MAX_GROUP = 64                             # bounds how much a blob can grow when decoded: 64 weights a bit
 MAX_CHAIN = 1 << 20
+MAX_RANK = 1024                            # of a low-rank branch
 MAX_ROTATION = 10                          # log2 of the largest Hadamard block
 EXACT = 1 << 24                            # integers up to here are exact in float32
 DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint32, torch.float16, torch.bfloat16,
@@ -36,7 +37,7 @@ SPECS = {1: ("palette", LUT), 2: ("uniform", LUT), 3: ("additive", ADDITIVE), 4:
 
 
 class Kind(IntEnum):
-    """Section kinds; those from `table` on are reserved."""
+    """Section kinds; `table`, `activation_ranges` and `external` are reserved."""
 
     codes = 1
     row_scales = 2
@@ -133,6 +134,20 @@ class Layout:
             out.append(found)
         return tuple(out)
 
+    @cached_property
+    def branch(self) -> tuple[tuple[int, int, tuple[int, int]], ...]:
+        """(first byte, end, shape) of a low-rank branch's down [rank, columns] and up [out, rank]; () without one."""
+        found = [self.section(WHOLE_WEIGHT, kind) for kind in (Kind.lowrank_down, Kind.lowrank_up)]
+        if None in found:
+            return ()
+        shapes = branch_shapes(self.shape, found[1].length // (2 * self.shape[0]))
+        return tuple((s.offset, s.offset + s.length, shape) for s, shape in zip(found, shapes, strict=True))
+
+    @property
+    def rank(self) -> int:
+        """Of the low-rank branch, 0 without one."""
+        return self.branch[0][2][0] if self.branch else 0
+
     def section(self, part: int, kind: Kind) -> Section | None:
         """The section of that kind, None where the part has none."""
         return next((s for s in self.sections if s.part == part and s.kind == kind), None)
@@ -160,6 +175,11 @@ def section_shapes(part: PartHead, rows: int, taps: int, col_scales: bool) -> di
         out[Kind.codebooks] = (I16, (part.blocks, part.num_codebooks, part.codebook_size, part.group))
     out[Kind.codes] = _codes_shape(part, rows, cols, groups)
     return out
+
+
+def branch_shapes(shape: tuple[int, ...], rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of a low-rank branch's down and up, F16; columns run over (tap, channel) of the whole weight."""
+    return (rank, math.prod(shape[1:])), (shape[0], rank)
 
 
 def _codes_shape(part: PartHead, rows: int, cols: int, groups: int) -> tuple[int, tuple[int, ...]]:

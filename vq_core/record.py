@@ -14,14 +14,17 @@ from .layout import (
     ADDITIVE,
     DTYPES,
     EXACT,
+    F16,
     MAX_PARTS,
     RECORD_BYTES,
     SPECS,
+    WHOLE_WEIGHT,
     Kind,
     Layout,
     PartHead,
     Section,
     align,
+    branch_shapes,
     byte_length,
     head_length,
     pack_head,
@@ -33,19 +36,20 @@ from .weight import CodedWeight, Tables
 _SPEC_NUMBERS = {name: number for number, (name, _) in SPECS.items()}
 
 
-def build_blob(shape: tuple[int, ...], source_dtype: torch.dtype,
-               parts: list[tuple[int, int, str, Part]]) -> torch.Tensor:
+def build_blob(shape: tuple[int, ...], source_dtype: torch.dtype, parts: list[tuple[int, int, str, Part]],
+               branch: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
     """The blob of one weight -> uint8 [bytes], bytes a multiple of 64.
 
     shape: (out, in) or (out, in, kh, kw). parts: (first input channel, end, name of the spec, part), in order of
-    channels. Deterministic: the same parts give the same bytes. FormatError where a part does not fit the shape.
+    channels. branch: float16 down [rank, columns] and up [out, rank], whose product is added. Deterministic: the same
+    parts give the same bytes. FormatError where a part does not fit the shape.
     """
     if not 1 <= len(parts) <= MAX_PARTS:
         raise FormatError(f"a weight has 1 to {MAX_PARTS} parts, got {len(parts)}")
     heads = [_head(start, stop, kind, part) for start, stop, kind, part in parts]
     arrays = [(index, kind, dtype, data)
               for index, (head, (*_, part)) in enumerate(zip(heads, parts, strict=True))
-              for kind, dtype, data in _arrays(head, part, shape)]
+              for kind, dtype, data in _arrays(head, part, shape)] + _branch(shape, branch)
     first = head_length(len(heads), len(arrays))
     position, sections = align(first), []
     for index, kind, dtype, data in arrays:
@@ -91,6 +95,10 @@ def check_values(layout: Layout, blob: torch.Tensor, key: str) -> None:
 
 def check_section_values(layout: Layout, read: Callable[[Section], torch.Tensor], key: str) -> None:
     """As check_values; `read` gives a section's bytes, uint8 [length], so that codes need not be read."""
+    for kind in (Kind.lowrank_down, Kind.lowrank_up):
+        section = layout.section(WHOLE_WEIGHT, kind)
+        if section is not None and not torch.isfinite(read(section).view(torch.float16)).all():
+            raise FormatError(f"weight '{key}' is damaged: its {kind.name} holds NaN or Inf")
     for index, head in enumerate(layout.parts):
         for kind in (Kind.row_scales, Kind.col_scales, Kind.group_scales):
             section = layout.section(index, kind)
@@ -124,6 +132,15 @@ def check_padding(layout: Layout, blob: torch.Tensor, key: str) -> None:
     for end in ends:
         if blob[end:align(end)].any():
             raise FormatError(f"weight '{key}' is damaged: padding behind byte {end} is not zero")
+
+
+def _branch(shape: tuple[int, ...], branch: tuple[torch.Tensor, torch.Tensor] | None) -> list[tuple]:
+    """The two sections of a low-rank branch, as _arrays gives a part's."""
+    if branch is None:
+        return []
+    return [(WHOLE_WEIGHT, kind, F16, _bytes(kind, data, F16, size, "low-rank"))
+            for kind, data, size in zip((Kind.lowrank_down, Kind.lowrank_up), branch,
+                                        branch_shapes(shape, branch[1].shape[-1]), strict=True)]
 
 
 def _head(start: int, stop: int, kind: str, part: Part) -> PartHead:

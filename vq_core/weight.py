@@ -13,6 +13,8 @@ from ..kernels.parts import AdditivePart, LutPart, Part, Scales, TrellisPart
 from .errors import FormatError
 from .layout import ADDITIVE, LUT, Kind, Layout, PartHead
 
+BRANCH_ROWS = 512                          # of a low-rank branch's product at once: 21 MB for SDXL's widest layer
+
 
 class Tables(dict):
     """Shared trellis tables, id -> int8 [2**window, vector]; keeps one copy per device, not one per weight."""
@@ -74,6 +76,12 @@ class CodedWeight:
         """(first input channel, end, name of the spec, part), in order of channels."""
         return bind(self.layout, self.blob, self.tables)
 
+    @cached_property
+    def branch(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Down [rank, taps * in] and up [out, rank] of a low-rank branch, float16 views; None without one."""
+        found = [self.blob[start:stop].view(torch.float16).view(shape) for start, stop, shape in self.layout.branch]
+        return (found[0], found[1]) if found else None
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> CodedWeight:
         """The same weight on another device; itself where it is there already."""
         blob = self.blob.to(device, non_blocking=non_blocking)
@@ -92,14 +100,37 @@ class CodedWeight:
         stop = rows if stop is None else stop
         if not 0 <= start <= stop <= rows:
             raise ValueError(f"expected rows within 0 to {rows}, got {start} to {stop}")
-        pieces = [decode_part(part, start, stop, dtype, backend) for _, _, _, part in self.parts]
+        wanted = dtype if self.branch is None else torch.float32
+        pieces = [decode_part(part, start, stop, wanted, backend) for _, _, _, part in self.parts]
+        joined = join(pieces, self.shape)                                           # [rows, taps * in]
+        if self.branch is not None:
+            joined = add_branch(joined, *self.branch, start).to(dtype)
         if len(self.shape) == 2:
-            return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)      # [rows, in]
-        _, _, height, width = self.shape
-        maps = [p.view(stop - start, height, width, last - first)                  # [rows, kh, kw, channels]
-                for (first, last, _, _), p in zip(self.parts, pieces)]
-        joined = maps[0] if len(maps) == 1 else torch.cat(maps, dim=3)
-        return joined.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)   # [rows, in, kh, kw]
+            return joined
+        maps = joined.view(stop - start, *self.shape[2:], self.shape[1])            # [rows, kh, kw, in]
+        return maps.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)     # [rows, in, kh, kw]
+
+
+def join(pieces: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    """Matrices [rows, taps * channels] of the parts of a weight of this shape -> one, [rows, taps * in]."""
+    if len(pieces) == 1:
+        return pieces[0]
+    rows, taps = len(pieces[0]), math.prod(shape[2:])
+    maps = [piece.view(rows, taps, piece.shape[1] // taps) for piece in pieces]
+    return torch.cat(maps, 2).flatten(1)
+
+
+def add_branch(matrix: torch.Tensor, down: torch.Tensor, up: torch.Tensor, start: int = 0) -> torch.Tensor:
+    """matrix, float32, rows start.. of a weight, plus those rows of up @ down, in place -> matrix [rows, cols].
+
+    Whole blocks of rows are multiplied whichever are wanted, so that the same row always comes out the same.
+    """
+    stop, down = start + len(matrix), down.float()
+    for first in range(start - start % BRANCH_ROWS, stop, BRANCH_ROWS):
+        block = up[first:first + BRANCH_ROWS].float() @ down                        # [at most BRANCH_ROWS, cols]
+        low, high = max(first, start), min(first + BRANCH_ROWS, stop)
+        matrix[low - start:high - start] += block[low - first:high - first]
+    return matrix
 
 
 def bind(layout: Layout, blob: torch.Tensor, tables: Mapping[int, torch.Tensor]
