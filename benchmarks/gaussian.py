@@ -21,7 +21,7 @@ from vqpack.vq_core.encode import encoder_for  # noqa: E402
 from vqpack.vq_core.spec import TRELLIS_RATES, make_spec  # noqa: E402
 
 LAYER_ROWS, LAYER_COLS = 1280, 11520
-RATES = {"trellis": TRELLIS_RATES, "palette": (1, 2, 3, 4), "additive": (1, 2, 3, 4), "product": (1, 2, 3, 4)}
+RATES = {"trellis": TRELLIS_RATES, "palette": (1, 2, 3, 4, 5, 6), "additive": (1, 2, 3, 4), "product": (1, 2, 3, 4)}
 ROWS = {"trellis": 512, "palette": 512, "additive": 64, "product": 64}  # by speed
 # Code bits alone, measured by independent code before this existed (scalar Lloyd-Max; M x 256 over 8, beam 8).
 EARLIER = {"palette": (1.455, 1.882, 2.223, 2.430), "additive": (1.259, 1.361, 1.508, 1.749)}
@@ -60,7 +60,7 @@ def measure(family: str, bits: float, args) -> dict:
                 for first, some in ((first, matrix[first:first + 64]) for first in range(0, len(matrix), 64)))
     error /= float(matrix.double().square().sum())
     code_bits, stored_bits = count_bits(part, matrix.numel())
-    earlier = EARLIER[family][int(bits) - 1] if family in EARLIER else None
+    earlier = dict(enumerate(EARLIER.get(family, ()), 1)).get(bits)
     return {"family": family, "bits": bits, "stored_bits": stored_bits, "error": error,
             "ratio": error * 4**stored_bits, "ratio_codes": error * 4**code_bits, "weights": matrix.numel(),
             "million_weights_per_second": matrix.numel() / seconds / 1e6, "earlier": earlier}

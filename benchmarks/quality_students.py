@@ -30,7 +30,7 @@ from vqpack.vq_core.keymap import PrefixTable  # noqa: E402
 from vqpack.vq_core.plan import make_plan  # noqa: E402
 from vqpack.vq_core.quantize import quantize  # noqa: E402
 from vqpack.vq_core.source import open_source  # noqa: E402
-from vqpack.vq_core.spec import DenseSpec  # noqa: E402
+from vqpack.vq_core.spec import TRELLIS_RATES, DenseSpec  # noqa: E402
 
 TESTBED = ROOT / "testbed" / "pipe"
 TRELLIS, LINEARS = "ours-trellis", "ours-trellis-linears"             # families: our curves
@@ -96,8 +96,8 @@ def student(row: Row, teacher: nn.Module) -> Student:
 
 def rows() -> dict[str, Row]:
     """All students by name, ours first."""
-    found = [_product(TRELLIS, "trellis", bits) for bits in (1, 1.5, 2, 2.5, 3, 3.5, 4)]
-    found += [_product(LINEARS, "trellis", bits, only_linear=True) for bits in (1.5, 2, 2.5, 3, 3.5, 4)]
+    found = [_product(TRELLIS, "trellis", bits) for bits in TRELLIS_RATES]
+    found += [_product(LINEARS, "trellis", bits, only_linear=True) for bits in TRELLIS_RATES[1:]]
     found += [_product("ours-additive", "additive", bits) for bits in (1, 2, 3, 4)]
     found += [_product("ours-product", "product", bits) for bits in (1, 2, 3, 4)]
     found += [_product("ours-palette-rows", "palette", bits) for bits in (2, 3, 4)]

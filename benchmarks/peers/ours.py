@@ -5,7 +5,7 @@ import torch
 
 from .coded import Coded
 
-TRELLIS_RATES = (1, 1.5, 2, 2.5, 3, 3.5, 4)
+TRELLIS_RATES = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
 # Apple's palettes (coremltools): one fp16 table a tensor and no row scales, widths 1, 2, 4, 6, 8.
 PALETTE_RATES = (1, 2, 4, 6, 8)
 KIND = {"ours-trellis": "trellis", "ours-additive": "additive", "ours-uniform": "uniform"}
