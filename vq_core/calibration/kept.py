@@ -50,8 +50,11 @@ class Kept:
         return self.folder / f"picture-{picture.index:05d}.npz"
 
     def close(self) -> None:
-        """Let go of it; what was recorded stays."""
+        """Let go of it; what was recorded stays, empty folders do not."""
         delete_locked(self._lock, self._held)
+        for folder in (self.folder, self.root):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def remove(self) -> None:
         """Delete what was recorded."""

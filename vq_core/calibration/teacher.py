@@ -21,12 +21,19 @@ from .groups import CodedLayer, Group, coded_layers, find_groups
 from .sensitivity import Sensitivities
 from .settings import Picture, Settings
 
+BY_CHANNELS = {9: "sdxl-inpaint", 8: "sdxl-ip2p"}          # of the UNet's input -> key of NEEDS_PICTURE
+REFINER_VECTOR = 2560                      # width of its label embedding; all others have 2816
+
 
 def refuse_picture_models(architecture: Architecture, name: str) -> None:
-    """UnsupportedError for what does not draw from text alone."""
-    if architecture.name in NEEDS_PICTURE:
-        raise UnsupportedError(f"'{name}' is {NEEDS_PICTURE[architecture.name]}, which starts from a picture, and "
-                               f"calibrate draws from text: calibrate the base it was made from")
+    """UnsupportedError for what does not draw from text alone, by family or, of pruned models, by input channels."""
+    unet = architecture.unet
+    kind = architecture.name if architecture.name in NEEDS_PICTURE else BY_CHANNELS.get(unet.in_channels)
+    if unet.adm_in_channels == REFINER_VECTOR:
+        kind = "sdxl-refiner"
+    if kind:
+        raise UnsupportedError(f"'{name}' is {NEEDS_PICTURE[kind]}, which starts from a picture, and calibrate draws "
+                               f"from text: calibrate the base it was made from")
 
 
 class CheckpointTeacher:
