@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..vq_core.arch import UNET_PREFIX
+from ..vq_core.arch import UNET_PREFIX, detect
 from ..vq_core.calibration.calls import Calls, chosen_calls, noise_levels
 from ..vq_core.calibration.groups import CodedLayer, Group, coded_layers, groups_of
 from ..vq_core.calibration.settings import Picture, Settings
@@ -42,11 +42,6 @@ class LiveTeacher:
         self.name, self._model, self._clip, self._preview = graph.name, model, clip, preview
         self._source = graph.source(model, folder)
         self.architecture = self._source.details
-        refuse_picture_models(self.architecture, self.name)
-        for part in ("clip_l", "clip_g"):
-            if not graph.weights[part]:
-                raise UnsupportedError(f"the CLIP has no {part.upper().replace('_', '-')}, and '{self.name}' reads "
-                                       f"CLIP-L and CLIP-G: connect the CLIP of an SDXL checkpoint")
         self.samplers, self.schedulers = host.samplers(), host.schedulers()
         self.device, self.salt = str(model.load_device), _salt(model, clip)
         self.unet = Network(model)
@@ -140,9 +135,18 @@ class LiveTeacher:
 
 
 def _check(model, clip) -> None:
+    """UnsupportedError in one sentence where this model and these text encoders do not draw from text."""
+    graph = live(model)
+    shapes = {UNET_PREFIX + name: tuple(weight.base().shape) for name, weight in graph.weights["unet"].items()}
+    refuse_picture_models(detect(shapes, graph.name), graph.name)
     if clip is None:
         raise UnsupportedError("Calibrate (VQ) draws from prompts and no CLIP is connected, or the checkpoint has "
                                "none: connect the CLIP of an SDXL checkpoint")
+    keys = list(clip.patcher.model_state_dict())
+    for prefix, name in (("clip_l.", "CLIP-L"), ("clip_g.", "CLIP-G")):
+        if not any(key.startswith(prefix) for key in keys):
+            raise UnsupportedError(f"the CLIP has no {name}, and '{graph.name}' reads CLIP-L and CLIP-G: connect the "
+                                   f"CLIP of an SDXL checkpoint")
     for patcher in (model, clip.patcher):
         if patcher.hook_patches or patcher.forced_hooks or patcher.injections:
             raise UnsupportedError("the model has a LoRA by hook or beside its weights (bypass), which no quantized "
