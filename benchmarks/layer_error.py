@@ -3,7 +3,7 @@
     python benchmarks/layer_error.py [--layers toy,conv,1280x1280,640x2560] [--codes "trellis 2,additive 2"]
                                      [--inputs 4096]
 
-toy is 1280 x 640 (benchmarks/correlated.py). Half of the inputs give the gram, the other half chooses the damping, then
+toy is 1280 x 640 (benchmarks/correlated.py). A calibration of 32 pictures sees 131072 inputs of a layer. Half of them give the gram, the other half chooses the damping, then
 both are used: "in sample", by the gram that was given. "held out" are 8192 others. Bits count all that is stored for
 the layer but the shared trellis table. "free" is the same code without a gram, on the held-out inputs. conv is a 3 x 3
 convolution on pictures whose neighboring pixels have much in common, with the whole gram, one a kernel tap, and one
@@ -45,20 +45,22 @@ def main() -> None:
     path, results = RESULTS / "layer_error.json", []
     earlier = json.loads(path.read_text())["rows"] if path.exists() else []
     for layer in args.layers.split(","):
-        cases = conv_cases() if layer == "conv" else linear_cases(layer, args.inputs)
+        cases = conv_cases(pictures=max(1, args.inputs // 2 // PIXELS**2)) if layer == "conv" else linear_cases(layer, args.inputs)
         for name, weight, given, truth in cases:
             for code in args.codes.split(",") if args.codes else CODES if layer == "toy" else FEW:
-                results.append({"layer": name, "code": code, **measure(weight, code, given, truth)})
-                print("{layer:22} {code:15} {bits:6.3f} bits  in sample {in_sample:.5f}  held out {held_out:.5f}  "
+                results.append({"layer": name, "code": code, "inputs": given.count + given.held_out_count,
+                                **measure(weight, code, given, truth)})
+                print("{layer:22} {code:15} {inputs:6} inputs {bits:6.3f} bits  in sample {in_sample:.5f}  held out {held_out:.5f}  "
                       "free {free:.5f}  {seconds:6.1f} s".format(**results[-1]), flush=True)
-                path.write_text(json.dumps({"machine": machine(), "inputs": args.inputs,
+                path.write_text(json.dumps({"machine": machine(),
                                             "rows": merged(earlier, results)}, indent=1) + "\n")
 
 
 def merged(earlier: list[dict], results: list[dict]) -> list[dict]:
     """Rows measured now in place of earlier ones of the same layer and code."""
-    now = {(row["layer"], row["code"]) for row in results}
-    return [row for row in earlier if (row["layer"], row["code"]) not in now] + results
+    named = ("layer", "code", "inputs")
+    now = {tuple(row[name] for name in named) for row in results}
+    return [row for row in earlier if tuple(row[name] for name in named) not in now] + results
 
 
 def linear_cases(layer: str, count: int):
@@ -70,10 +72,11 @@ def linear_cases(layer: str, count: int):
     return [(f"{rows}x{cols}", weights(rows, cols), given, gram(inputs(cols, HELD_OUT, 9)))]
 
 
-def conv_cases(rows: int = 320, channels: int = 64):
+def conv_cases(rows: int = 320, channels: int = 64, pictures: int = 1):
     """The same convolution with three kinds of gram; errors are always judged with a whole one."""
-    first, second, truth = (gram(patches(channels, seed)) for seed in (0, 1, 2))
-    count = (PIXELS - 2) ** 2
+    first, second, truth = (sum(gram(patches(channels, 1000 * part + seed)) for seed in range(pictures)) / pictures
+                            for part in range(3))
+    count = pictures * (PIXELS - 2) ** 2
     weight = weights(rows, 9 * channels).reshape(rows, 3, 3, channels).permute(0, 3, 1, 2).contiguous()
     whole = Gram(first, count, second, count)
     alone = [torch.stack([g[0, i:i + channels, i:i + channels] for i in range(0, 9 * channels, channels)])
