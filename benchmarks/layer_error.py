@@ -3,11 +3,11 @@
     python benchmarks/layer_error.py [--layers toy,conv,1280x1280,640x2560] [--codes "trellis 2,additive 2"]
                                      [--inputs 4096]
 
-toy is 1280 x 640 (benchmarks/correlated.py). A calibration of 32 pictures sees 131072 inputs of a layer. Half of them give the gram, the other half chooses the damping, then
-both are used: "in sample", by the gram that was given. "held out" are 8192 others. Bits count all that is stored for
-the layer but the shared trellis table. "free" is the same code without a gram, on the held-out inputs. conv is a 3 x 3
-convolution on pictures whose neighboring pixels have much in common, with the whole gram, one a kernel tap, and one
-shared by all taps.
+toy is 1280 x 640 (benchmarks/correlated.py). Half of the inputs give the gram, the other half chooses the damping, then
+both are used: "in sample", by the gram that was given. "held out" are 8192 others. 4096 inputs are few: a calibration
+of 32 pictures takes 131072 from each layer. Bits count all that is stored for the layer but the shared trellis table.
+"free" is the same code without a gram, on the held-out inputs. conv is a 3 x 3 convolution on pictures whose
+neighboring pixels have much in common, with the whole gram, one a kernel tap, and one shared by all taps.
 One thread; seconds are of the processor.
 """
 from __future__ import annotations
@@ -45,13 +45,14 @@ def main() -> None:
     path, results = RESULTS / "layer_error.json", []
     earlier = json.loads(path.read_text())["rows"] if path.exists() else []
     for layer in args.layers.split(","):
-        cases = conv_cases(pictures=max(1, args.inputs // 2 // PIXELS**2)) if layer == "conv" else linear_cases(layer, args.inputs)
+        pictures = max(1, args.inputs // 2 // PIXELS**2)
+        cases = conv_cases(pictures) if layer == "conv" else linear_cases(layer, args.inputs)
         for name, weight, given, truth in cases:
             for code in args.codes.split(",") if args.codes else CODES if layer == "toy" else FEW:
                 results.append({"layer": name, "code": code, "inputs": given.count + given.held_out_count,
                                 **measure(weight, code, given, truth)})
-                print("{layer:22} {code:15} {inputs:6} inputs {bits:6.3f} bits  in sample {in_sample:.5f}  held out {held_out:.5f}  "
-                      "free {free:.5f}  {seconds:6.1f} s".format(**results[-1]), flush=True)
+                print("{layer:22} {code:15} {inputs:6} inputs {bits:6.3f} bits  in sample {in_sample:.5f}  "
+                      "held out {held_out:.5f}  free {free:.5f}  {seconds:6.1f} s".format(**results[-1]), flush=True)
                 path.write_text(json.dumps({"machine": machine(),
                                             "rows": merged(earlier, results)}, indent=1) + "\n")
 
@@ -72,7 +73,7 @@ def linear_cases(layer: str, count: int):
     return [(f"{rows}x{cols}", weights(rows, cols), given, gram(inputs(cols, HELD_OUT, 9)))]
 
 
-def conv_cases(rows: int = 320, channels: int = 64, pictures: int = 1):
+def conv_cases(pictures: int, rows: int = 320, channels: int = 64):
     """The same convolution with three kinds of gram; errors are always judged with a whole one."""
     first, second, truth = (sum(gram(patches(channels, 1000 * part + seed)) for seed in range(pictures)) / pictures
                             for part in range(3))
