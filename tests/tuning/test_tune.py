@@ -132,12 +132,11 @@ def test_teachers_that_cannot_teach_are_refused(coarse, testbed, quick, tmp_path
 def test_the_command(coarse, testbed, captions, tmp_path, capsys):
     (tmp_path / "p.txt").write_text("\n".join(captions[:2]))
     code = main(["tune", str(coarse), "--teacher", str(testbed), "--prompts", str(tmp_path / "p.txt"), "--steps", "2",
-                 "--sampler-steps", "2", "--cfg", "1", "--size", "64x64", "--train", "scales,norms", "--tables",
-                 "layer", "--columns", "-o", str(tmp_path / "out"), "--json", str(tmp_path / "r.json")])
+                 "--sampler-steps", "2", "--cfg", "1", "--size", "64x64", "--train", "scales,norms", "--rank",
+                 "2", "-o", str(tmp_path / "out"), "--json", str(tmp_path / "r.json")])
     said = capsys.readouterr().out
     assert code == 0 and "Learning takes at most" in said and "held-out error" in said
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["after"] < result["before"] and verify_file(tmp_path / "out.safetensors") == []
     with Reader(tmp_path / "out.safetensors") as reader:
-        assert len([key for key in reader.keys() if key.startswith("vq.tables.")]) > 100
-        assert file_bits(reader)["coded"] > 2.3                # 256 bytes and a head a layer, and column scales
+        assert {reader.layout(key).rank for key in reader.coded_keys()} == {2} and file_bits(reader)["coded"] > 2.4

@@ -30,6 +30,9 @@ def add(commands) -> None:
     p.add_argument("--tables", default="shared", choices=("frozen", "shared", "layer"),
                    help="trellis tables: as they are, one trained for all layers that share it, or one a layer "
                         "(stored: 4 KB each)")
+    p.add_argument("--rank", type=int, default=0, metavar="R",
+                   help="give every coded layer a trained low-rank branch (stored: 2 R (in + out) bytes; default none)")
+    p.add_argument("--calibration", metavar="CAL", help="file of `vqpack calibrate`: a better start for --rank")
     p.add_argument("--columns", action="store_true", help="add trained column scales (stored: 2 bytes a channel)")
     p.add_argument("--loss", default="halves", choices=("halves", "guided", "both"),
                    help="squared error of both guidance halves, of what guidance makes of them, or of both")
@@ -60,7 +63,8 @@ def run(args) -> int:
     report = console.output_file(args.json) if args.json else None
     result = tune(args.file, args.teacher, args.output, prompts=args.prompts, count=args.count, tuning=_tuning(args),
                   preset=args.preset, size=args.size, device=args.device, configs=args.configs,
-                  overwrite=args.overwrite, finish=args.finish, progress=console.progress(), tell=_tell,
+                  calibration=args.calibration, overwrite=args.overwrite, finish=args.finish,
+                  progress=console.progress(), tell=_tell,
                   steps=args.sampler_steps, guidance=args.cfg, sampler=args.sampler, scheduler=args.scheduler,
                   seed=args.seed, threads=args.threads)
     print(f"{result.path}: {console.size(result.path.stat().st_size)}, {result.bits['unet']:.2f} bits a UNet weight, "
@@ -83,7 +87,8 @@ def _tuning(args):
     unknown = next((name for name in names if name not in TRAINED), None)
     if unknown is not None:
         raise PlanError(f"--train must name some of {', '.join(TRAINED)}, got '{unknown}'")
-    trained = Trained(tables=args.tables, columns=args.columns, **{name: name in names for name in TRAINED})
+    trained = Trained(tables=args.tables, columns=args.columns, rank=args.rank,
+                      **{name: name in names for name in TRAINED})
     on_cpu = args.device is None and not _has_gpu() or args.device == "cpu"
     minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes
     return Tuning(steps=args.steps, minutes=minutes, batch=args.batch, together=args.together or (args.batch if on_cpu

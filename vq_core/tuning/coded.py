@@ -9,8 +9,8 @@ from ...kernels.dispatch import decode_part
 from ...kernels.parts import Part
 from ..encode import to_matrix
 from ..layers import VQConv2d, VQLinear
-from ..weight import CodedWeight
-from .masters import PartMasters, Trained, TrellisTable
+from ..weight import CodedWeight, add_branch, join
+from .masters import Branch, PartMasters, Trained, TrellisTable
 
 
 class TunedLayer(nn.Module):
@@ -24,6 +24,7 @@ class TunedLayer(nn.Module):
             PartMasters(part, trained, _table(part, head.table_id, trained, tables))
             for head, (*_, part) in zip(heads, old.coded.parts, strict=True))
         self.ranges = [(start, stop) for start, stop, *_ in old.coded.parts]
+        self.branch = Branch(*old.coded.branch) if old.coded.branch is not None else None
         self.bias = old.bias
         self.convolution = None
         if isinstance(old, VQConv2d):
@@ -37,6 +38,7 @@ class TunedLayer(nn.Module):
         """What gets a gradient from the weight, each once."""
         found = [p for part in self.parts for p in (part.rows, part.groups, part.columns, part.book)]
         found += [part.table.change for part in self.parts if part.table is not None]
+        found += [] if self.branch is None else [self.branch.down, self.branch.up]
         return list({id(p): p for p in found if p is not None}.values())
 
     def forward(self, x: torch.Tensor, *args) -> torch.Tensor:
@@ -71,11 +73,12 @@ class TunedLayer(nn.Module):
 
     def assembled(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         """Matrices of the parts, [out, taps * channels] each -> the weight in its logical shape."""
-        shape = self.coded.shape
+        shape, matrix = self.coded.shape, join(pieces, self.coded.shape)            # [out, taps * in]
+        if self.branch is not None:
+            matrix = add_branch(matrix.clone() if matrix is pieces[0] else matrix, *self.branch.now())
         if len(shape) == 2:
-            return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-        maps = [p.view(shape[0], *shape[2:], -1) for p in pieces]                   # [out, kh, kw, channels]
-        return (maps[0] if len(maps) == 1 else torch.cat(maps, 3)).permute(0, 3, 1, 2).contiguous()
+            return matrix
+        return matrix.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2).contiguous()
 
     def pull_back(self, gradient: torch.Tensor, pieces: list[torch.Tensor], now: list[Part]
                   ) -> dict[nn.Parameter, torch.Tensor]:
@@ -84,7 +87,13 @@ class TunedLayer(nn.Module):
         for masters, (start, stop), piece, part in zip(self.parts, self.ranges, pieces, now, strict=True):
             for parameter, value in masters.pull_back(to_matrix(gradient, start, stop).float(), piece, part).items():
                 found[parameter] = found[parameter] + value if parameter in found else value
+        if self.branch is not None:
+            found.update(self.branch.pull_back(to_matrix(gradient, 0, gradient.shape[1]).float()))
         return found
+
+    def pieces(self, now: list[Part], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+        """Matrices of the parts, decoded; float32 where a branch is to be added."""
+        return [decode_part(part, dtype=dtype if self.branch is None else torch.float32) for part in now]
 
 
 class _Multiply(torch.autograd.Function):
@@ -94,13 +103,13 @@ class _Multiply(torch.autograd.Function):
     def forward(ctx, x, layer, *masters):
         ctx.save_for_backward(x)
         ctx.layer, ctx.masters = layer, masters
-        weight = layer.assembled([decode_part(part, dtype=_computed(x)) for part in layer.now()])
+        weight = layer.assembled(layer.pieces(layer.now(), _computed(x)))
         return layer.multiply(x, weight.to(x.dtype))
 
     @staticmethod
     def backward(ctx, gradient):
         (x,), layer, now = ctx.saved_tensors, ctx.layer, ctx.layer.now()
-        pieces = [decode_part(part) for part in now]                                # float32
+        pieces = layer.pieces(now)
         weight = layer.assembled(pieces).to(x.dtype)
         of_x, of_weight = layer.gradients(x, weight, gradient.to(x.dtype), ctx.needs_input_grad[0])
         found = layer.pull_back(of_weight, pieces, now) if ctx.masters else {}

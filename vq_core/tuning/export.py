@@ -104,7 +104,7 @@ class _Copy:
             raise FormatError(f"'{self.reader.path.name}' was changed while it was tuned: tune it again")
         now = layer.now()
         parts = [(start, stop, kind, part) for (start, stop, kind, _), part in zip(weight.parts, now, strict=True)]
-        blob = build_blob(weight.shape, weight.source_dtype, parts)
+        blob = build_blob(weight.shape, weight.source_dtype, parts, layer.branch and layer.branch.now())
         tables = [part_table(part) for part in now if hasattr(part, "table")]
         tuned = parse_blob(blob, _by_id(tables), key)
         lost = relative_error(decode_tensor(self.original, key).float(), tuned)

@@ -37,6 +37,29 @@ class TrellisTable(nn.Module):
         self.change.data.clamp_((-127.0 - stored) / self.unit, (127.0 - stored) / self.unit)
 
 
+class Branch(nn.Module):
+    """Masters of a low-rank branch: the weight gets up @ down added."""
+
+    def __init__(self, down: torch.Tensor, up: torch.Tensor):
+        super().__init__()
+        for name, stored in (("down", down), ("up", up)):                  # float16 [rank, cols], [out, rank]
+            self.register_buffer(f"stored_{name}", stored.detach().half().clone(), persistent=False)
+            setattr(self, name, _zeros(stored))
+        self.units = tuple(max(float(x.float().square().mean().sqrt()), 1e-6) for x in (down, up))
+
+    def now(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(down, up) as a file would hold them, float16."""
+        down = self.stored_down.float() + self.units[0] * self.down.detach()
+        up = self.stored_up.float() + self.units[1] * self.up.detach()
+        return down.clamp(-MOST_HALF, MOST_HALF).half(), up.clamp(-MOST_HALF, MOST_HALF).half()
+
+    def pull_back(self, gradient: torch.Tensor) -> dict[nn.Parameter, torch.Tensor]:
+        """Gradient of the whole weight, float32 [out, cols] -> those of the masters."""
+        down, up = self.now()
+        return {self.down: self.units[0] * (up.float().t() @ gradient),
+                self.up: self.units[1] * (gradient @ down.float().t())}
+
+
 @dataclass(frozen=True)
 class Trained:
     """Which parameters are trained. tables: "frozen", "shared" (one for all parts that share one), "layer"."""
@@ -48,6 +71,7 @@ class Trained:
     biases: bool = True
     norms: bool = True
     dense: bool = True
+    rank: int = 0                          # of a low-rank branch that every coded layer gets; 0 = none
 
 
 class PartMasters(nn.Module):

@@ -1,9 +1,11 @@
 """How much memory a fine-tune takes, counted before it starts, from the shapes alone."""
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -63,10 +65,15 @@ def activations(config: Mapping, samples: int, latent: tuple[int, int], checkpoi
 
     A UNet without memory (torch's meta device) is run forward and asked what autograd keeps, in float32.
     """
+    return _activations(json.dumps(dict(config), sort_keys=True, default=str), samples, tuple(latent), checkpoint)
+
+
+@lru_cache(maxsize=16)
+def _activations(config: str, samples: int, latent: tuple[int, int], checkpoint: bool) -> tuple[int, int]:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(config))
+        unet = UNet2DConditionModel.from_config(json.loads(config))
     kept, blocks = _Kept(unet), [0]
 
     def again(function, *args):

@@ -7,12 +7,14 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from ..calibration.file import Calibration
+from ..calibration.groups import coded_layers
 from ..calibration.settings import Settings, pictures, preset_settings
 from ..compare.models import (
     NEEDS_PICTURE,
@@ -27,11 +29,12 @@ from ..compare.models import (
 )
 from ..compare.prompts import BUILT_IN, Prompts, read_prompts
 from ..device_memory import is_out_of_memory
-from ..errors import FormatError, UnsupportedError, VQError
+from ..errors import FormatError, PlanError, UnsupportedError, VQError
 from ..locked_files import delete_locked, open_locked
 from ..progress import Progress
 from ..publish import os_error
 from ..version import __version__
+from .branch import add_branches
 from .export import target, write
 from .lessons import Lessons
 from .loop import Course, Loop
@@ -66,15 +69,17 @@ class Result:
 def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None, *,
          prompts: str | Path | Sequence[str] = BUILT_IN, count: int | None = None, tuning: Tuning | None = None,
          preset: str = "base", size: tuple[int, int] | None = None, device: str | None = None,
-         configs: str | Path | None = None, overwrite: bool = False, finish: bool = False,
+         configs: str | Path | None = None, calibration: str | Path | None = None, overwrite: bool = False,
+         finish: bool = False,
          progress: Progress | None = None, tell: Callable[[str], None] | None = None, **settings) -> Result:
     """Teach a vqpack file to predict what the checkpoint it was made from predicts; its codes stay as they are.
 
     path: the file. teacher: the original, any checkpoint of the same architecture and kind of prediction. output: file
     or folder, None = beside the file. prompts: "built-in", a file, or a list; a fifth of them is held out. finish:
     write the best that a stopped run has found, without another step. settings: fields of calibration.settings.Settings
-    that replace the preset's. tell: called with each sentence worth reading. The same input, settings and number of
-    steps give the same bytes on the CPU. Raises VQError; where nothing got better nothing is written.
+    that replace the preset's. calibration: file of `vqpack calibrate`, for where low-rank branches begin. tell: called
+    with each sentence worth reading. The same input, settings and number of steps give the same bytes on the CPU.
+    Raises VQError; where nothing got better nothing is written.
     """
     started, progress = time.monotonic(), progress or Progress()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,6 +95,7 @@ def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None
         chosen = replace(chosen, timesteps=chosen.steps)     # every step that is drawn is learned from
     chosen.check(models.factor())
     job = _Job(models, file, original, tuning, chosen, given, progress, tell or (lambda _: None))
+    job.use(calibration)
     try:
         with _threads(chosen.threads if chosen.device == "cpu" else None):
             return job.run(target(file.path, output), overwrite, finish, started)
@@ -157,6 +163,18 @@ class _Job:
         self.drawn = _digest(drawn)
         self.fingerprint = _digest([self.drawn, file.content or str(file.identity), tuning.to_json()])
 
+    def use(self, path: str | Path | None) -> None:
+        """Take low-rank branches' beginnings from a calibration."""
+        self.calibration = path
+        if path is None:
+            return
+        if not self.tuning.trained.rank:
+            raise PlanError("--calibration says where low-rank branches begin: give --rank too, or leave it out")
+        with Calibration(path) as found:
+            found.check({layer.key: layer.shape for layer in coded_layers(self.original.shapes)},
+                        f"'{self.original.name}'")
+            self.fingerprint = _digest([self.fingerprint, found.fingerprint])
+
     def say(self, note: str) -> None:
         """Keep a sentence for the result and tell it at once."""
         self.notes.append(note)
@@ -194,6 +212,7 @@ class _Job:
         student = Student(self.file.path, self.tuning.trained, device, configs)
         if student.content != self.file.content:
             raise FormatError(f"'{self.file.name}' was changed while it was read: run the same command again")
+        self._add_branches(student)
         memory = of_student(student, self.tuning.together, self.settings, self.models.factor())
         self.say(memory.sentence())
         if memory.checkpoint:
@@ -219,14 +238,25 @@ class _Job:
             self.say(f"{course.stopped[0].upper()}{course.stopped[1:]}.")
         return student, course
 
+    def _add_branches(self, student: Student) -> None:
+        rank = self.tuning.trained.rank
+        if not rank:
+            return
+        had = sum(layer.branch is not None for layer in student.layers.values())
+        with Calibration(self.calibration) if self.calibration else nullcontext() as found:
+            add_branches(student, self.original.path, rank, found, self.progress)
+        if had:
+            self.say(f"{had} layers have a low-rank branch already, which is trained as it is.")
+
     def _write(self, student: Student, course: Course, path: Path, overwrite: bool) -> tuple[Path, dict[str, float]]:
         if not course.best < course.start:
             raise VQError(f"tuning did not lower the error on the held-out prompts in {course.step} steps, so nothing "
                           f"was written: give more prompts or steps, or a lower --rate")
         facts = {"steps": course.best_step, "of": course.step, "pictures": len(self.pictures),
                  "before": float(f"{course.start:.6g}"), "after": float(f"{course.best:.6g}"),
-                 "trained": student.numbers(), "loss": self.tuning.loss, "weighting": self.tuning.weighting,
-                 "trajectory": self.tuning.trajectory, "batch": self.tuning.batch, "seed": self.tuning.seed}
+                 "trained": student.numbers(), "rank": self.tuning.trained.rank, "loss": self.tuning.loss,
+                 "weighting": self.tuning.weighting, "trajectory": self.tuning.trajectory,
+                 "batch": self.tuning.batch, "seed": self.tuning.seed}
         return write(student, self.original.path, path, overwrite, facts, self.progress)
 
 

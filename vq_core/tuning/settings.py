@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field
 
 from ..errors import PlanError
+from ..layout import MAX_RANK
 from .lessons import TRAJECTORIES
 from .masters import Trained
 
@@ -12,7 +13,7 @@ TABLES = ("frozen", "shared", "layer")
 WEIGHTINGS = ("even", "relative")
 LOSSES = ("halves", "guided", "both")
 # Relative learning rates of AdamW at the start of the cosine.
-RATES = {"scales": 3e-3, "books": 3e-3, "tables": 3e-3, "biases": 1e-2, "norms": 3e-3, "dense": 3e-3}
+RATES = {"scales": 3e-3, "books": 3e-3, "tables": 3e-3, "branches": 1e-2, "biases": 1e-2, "norms": 3e-3, "dense": 3e-3}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Tuning:
                 raise PlanError(f"{name} must be {low} to {high}, got {value:g}")
         if self.steps is None and not self.minutes:
             raise PlanError("tune needs to know how long: give --minutes or --steps")
+        if not 0 <= self.trained.rank <= MAX_RANK:
+            raise PlanError(f"--rank must be 0 to {MAX_RANK}, got {self.trained.rank}")
         for name, value, known in (("--tables", self.trained.tables, TABLES), ("--loss", self.loss, LOSSES),
                                    ("--weighting", self.weighting, WEIGHTINGS),
                                    ("--trajectory", self.trajectory, TRAJECTORIES)):

@@ -22,7 +22,7 @@ from .coded import TunedLayer
 from .masters import Trained, TrellisTable
 
 # What a parameter belongs to -> its learning rate is a share of a scale, or of the root mean square of a tensor.
-KINDS = ("scales", "books", "tables", "biases", "norms", "dense")
+KINDS = ("scales", "books", "tables", "branches", "biases", "norms", "dense")
 SMALLEST_RMS = 1e-3                        # of a tensor of zeros: biases that start there must be able to move
 _STORABLE = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -60,7 +60,12 @@ class Student:
         self.layers = {key: self._replace(modules[key]) for key in keys if key in coded}
         parameters = dict(self.unet.named_parameters())
         self.dense = {key: parameters[modules[key]] for key in keys if key not in coded}
-        self.trainable = {name: found for name, found in self._find(dtypes)}
+        self._dtypes = dtypes
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Find what is trained; again after layers were given branches."""
+        self.trainable = dict(self._find(self._dtypes))
         for found in self.trainable.values():
             found.parameter.requires_grad_(True)
 
@@ -83,6 +88,9 @@ class Student:
                         yield f"{key}|{index}.{name}", Trainable(parameter, kind, 1.0)
                 if part.table is not None and self.trained.tables == "layer":
                     yield f"{key}|{index}.table", Trainable(part.table.change, "tables", 1.0)
+            if layer.branch is not None:
+                yield f"{key}|down", Trainable(layer.branch.down, "branches", 1.0)
+                yield f"{key}|up", Trainable(layer.branch.up, "branches", 1.0)
         for identity, table in self.tables.items():
             yield table_key(identity), Trainable(table.change, "tables", 1.0)
         wanted = {"biases": self.trained.biases, "norms": self.trained.norms, "dense": self.trained.dense}
