@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -72,7 +73,8 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
              device: str | None = None, seed: int = 0, overwrite: bool = False, window: int | None = None,
              calibration: str | Path | None = None, rounding: str | None = None, conv_group: str | None = None,
              merging: str | None = None, max_codebook_bits: float | None = None,
-             progress: Progress | None = None) -> QuantizeResult:
+             sequential: str | Path | Sequence[str] | None = None, configs: str | Path | None = None,
+             effort: str | None = None, progress: Progress | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
     source_path: where it is, or an opened Source (source_model.py makes one of a model in memory); it is closed.
@@ -81,6 +83,10 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     conv_group (additive: spec.AdditiveSpec), merging and max_codebook_bits (product: spec.ProductSpec).
     parts: which of "unet", "te", "vae" are kept.
     calibration: file of `vqpack calibrate`; the UNet is coded for the inputs its layers really get.
+    sequential: prompts ("built-in", a file or a list) with which the blocks of the UNet are coded one after the other,
+    each for the inputs it gets from those coded before (calibration/sequential.py); needs a calibration and, as
+    source_path, a checkpoint with its text encoders. configs: a diffusers folder, for unusual ones.
+    effort: of additive codes' search, "fast", "normal" (None) or "best" (VQDM's).
     device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
     same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
@@ -90,6 +96,8 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     options = {name: value for name, value in given.items() if value is not None}
     plan = plan or make_plan(bits, method, text_encoder_bits, skip, **options)
     _check_parts(parts)
+    device = device or best_device()
+    blocks = None
     with source_path if isinstance(source_path, Source) else open_source(source_path) as source, \
             Calibration(calibration) if calibration else nullcontext() as calibrated:
         layers = arch_layers(source)
@@ -99,8 +107,10 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
         if calibrated is not None:
             calibrated.check({layer.key: layer.shape for layer in layers if layer.component == "unet"
                               and not layer.dense}, f"'{source.stem}'")
-        job = _Job(source, plan, sorted(set(parts)), seed, device or _best_device(), progress, calibrated)
-        folder, name = _target(source, output)
+        if sequential is not None:
+            blocks = _sequential(source_path, sequential, calibrated, device, configs, progress)
+        job = _Job(source, plan, sorted(set(parts)), seed, device, progress, calibrated, blocks, effort)
+        folder, name = target_of(source, output)
         found = None if overwrite else job.find_existing(folder, name)
         return found or job.run(items, folder, name, overwrite, started)
 
@@ -108,6 +118,18 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
 def _check_parts(parts) -> None:
     if not parts or any(part not in PARTS for part in parts):
         raise PlanError(f"parts must be chosen from {', '.join(PARTS)}, got '{','.join(parts)}'")
+
+
+def _sequential(path, prompts, calibrated: Calibration | None, device: str, configs, progress: Progress):
+    """calibration.sequential.Sequential; PlanError where it cannot be."""
+    if calibrated is None:
+        raise PlanError("coding block by block needs to know the first block's inputs: give a file of `vqpack "
+                        "calibrate` with --calibration")
+    if isinstance(path, Source):
+        raise PlanError("coding block by block draws pictures with the checkpoint: give its path, not an opened one")
+    from .calibration.sequential import Sequential
+
+    return Sequential(path, prompts, calibrated, device, configs, progress=progress)
 
 
 def _check_rounding(plan: Plan, items: list[Item], calibrated: Calibration | None) -> None:
@@ -123,12 +145,13 @@ def _kept(item: Item, parts) -> bool:
     return part in parts or part not in PARTS
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _target(source: Source, output) -> tuple[Path, str | None]:
-    """(folder, file name; None where the name waits for the measured bits)"""
+def target_of(source: Source, output) -> tuple[Path, str | None]:
+    """Where a result goes: (folder, file name; None where the name waits for the measured bits)"""
     if output is None:
         return source.folder, None
     output = Path(output)
@@ -142,13 +165,17 @@ class _Job:
     """One run: what is read, how it is coded, how it is counted."""
 
     def __init__(self, source: Source, plan: Plan, parts: list[str], seed: int, device: str, progress: Progress,
-                 calibration: Calibration | None = None):
-        self.calibration = calibration
+                 calibration: Calibration | None = None, sequential=None, effort: str | None = None):
+        self.calibration, self.sequential = calibration, sequential
+        self.search = {"effort": effort} if effort not in (None, "normal") else {}
         self.source, self.plan, self.device, self.progress = source, plan, device, progress
         self.fallbacks = Fallbacks()
         self.settings = {"parts": parts, "seed": seed}
         if calibration is not None:
             self.settings["calibration"] = {"fingerprint": calibration.fingerprint, "pictures": calibration.count}
+        if sequential is not None:
+            self.settings["sequential"] = {"fingerprint": sequential.fingerprint, "pictures": len(sequential.pictures)}
+        self.settings.update(self.search)
         self.identity = source.identity(progress)
         self.fingerprint = fingerprint(self.identity, plan.to_json(), self.settings, __version__)
 
@@ -168,7 +195,10 @@ class _Job:
         path = folder / (name or f"{safe_stem(self.source.stem)}-vq{SUFFIX}")
         writer = Writer(path, overwrite, self.fingerprint, self._expected_bytes(items))
         try:
-            layers, stored = self._code_all(items, writer)
+            with closing(self._stages(items, writer, path)) as stages:
+                for stage in stages:
+                    self._code_all(stage, writer)
+            layers, stored = self._collect(items, writer)
             file_bytes, metadata = settle(writer, [layer.to_json() for layer in layers], stored,
                                           lambda bits: self._metadata(layers, bits))
             bits = json.loads(metadata["vqpack.bits"])
@@ -191,7 +221,15 @@ class _Job:
             total += item.layer.numel * rate / 8
         return int(total) + (1 << 20)
 
-    def _code_all(self, items: list[Item], writer: Writer) -> tuple[list[LayerResult], list[Stored]]:
+    def _stages(self, items: list[Item], writer: Writer, path: Path) -> Iterator[list[Item]]:
+        """Lists of items, each to be coded before the next is asked for."""
+        if self.sequential is None:
+            yield items
+        else:
+            coded = {item.layer.key for item in items if self.plan.spec_for(item.layer).kind != "dense"}
+            yield from self.sequential.stages(items, coded, writer, path, self.fingerprint)
+
+    def _code_all(self, items: list[Item], writer: Writer) -> None:
         todo = [item for item in items if item.layer.key not in writer]
         self._announce(todo)
         stoppable = Stoppable(self.progress)
@@ -202,7 +240,6 @@ class _Job:
                 add(item.layer.key, weight, note=note)
                 self.progress.advance(self._weight(item), item.layer.key)
         self.progress.finish()
-        return self._collect(items, writer)
 
     def _collect(self, items: list[Item], writer: Writer) -> tuple[list[LayerResult], list[Stored]]:
         """What the spool holds, from this run and earlier ones, and the shared tables it needs."""
@@ -239,11 +276,16 @@ class _Job:
             return item.load(self.source), None
         loaded = item.load_float(self.source)
         gram = self.calibration.gram(key) if self.calibration and item.layer.component == "unet" else None
+        seen = self.sequential.seen(key) if self.sequential else None
+        target = None
+        if seen is not None:
+            gram, target = seen.gram, seen.target(loaded)
+        search = self.search if spec.kind == "additive" else {}
 
         def encode(device: str, **options):
             return encode_weight(loaded, spec, key=key, device=device, source_dtype=self.source.dtype(item.source_key),
                                  splits=item.layer.splits, seed=self.settings["seed"], progress=stoppable, gram=gram,
-                                 **options)
+                                 target=target, **search, **options)
 
         coded = with_less_memory(encode, spec.kind, self.device, self.fallbacks)
         weight = coded.weight

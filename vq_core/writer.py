@@ -71,6 +71,11 @@ class Writer:
         """Stored bytes of a tensor."""
         return self._entries()[key].nbytes
 
+    def blob(self, key: str) -> torch.Tensor:
+        """The bytes of a tensor that was added, uint8 [nbytes]."""
+        entry = self._entries()[key]
+        return torch.frombuffer(bytearray(b"".join(self._spool.chunks(entry))), dtype=torch.uint8)
+
     def add(self, key: str, tensor: torch.Tensor, note: dict | None = None) -> None:
         """Add a tensor as it is: its bytes are what the file will hold. note: JSON kept for a resumed run."""
         data = tensor.detach().cpu().contiguous().reshape(-1)

@@ -55,26 +55,27 @@ def to_matrix(weight: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dtype: torch.dtype = torch.float16,
                   splits: tuple[int, ...] = (), seed: int = 0, device: str | None = None, progress=None,
-                  gram: Gram | None = None, **options) -> EncodedWeight:
+                  gram: Gram | None = None, target: torch.Tensor | None = None, **options) -> EncodedWeight:
     """Code one weight, float32 [out, in] or [out, in, kh, kw].
 
     splits: sizes of the input-channel ranges coded apart (Q-Diffusion's split shortcut); () = one range.
         With a gram later ranges make up for the errors of earlier ones.
     gram: of the layer's inputs, by which errors are weighed and corrected; None = data-free.
+    target: coded in place of the weight, of the same shape; the relative error stays that of the weight.
     Raises FormatError naming the key where the weight holds NaN or Inf.
     """
     if not torch.isfinite(weight).all():
         bad = int((~torch.isfinite(weight)).sum())
         raise FormatError(f"expected finite weights, got {bad} NaN or Inf values in '{key}'; repair the checkpoint or "
                           f"leave the layer as it is with --skip")
-    encode, channels = encoder_for(spec.kind), weight.shape[1]
+    encode, channels, aim = encoder_for(spec.kind), weight.shape[1], weight if target is None else target
     taps = weight[0, 0].numel()
     edges = [0]
     for size in splits or (channels,):
         edges.append(edges[-1] + size)
     parts, lost = [], weight.new_zeros(weight.shape[0], taps, 0)                    # of earlier ranges
     for start, stop in zip(edges, edges[1:], strict=False):
-        matrix = to_matrix(weight, start, stop)
+        matrix = to_matrix(aim, start, stop)
         wanted = matrix
         if gram is not None:
             options["gram"] = gram.split(start, stop, channels)
@@ -89,7 +90,7 @@ def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dty
     blob = build_blob(tuple(weight.shape), source_dtype, parts)
     tables = tuple(sorted({part.table_id for part in read_layout(blob, key).parts if part.kind == "trellis"}))
     coded = parse_blob(blob, {i: table_by_id(i) for i in tables}, key)
-    outputs = None if gram is None else relative_output_error(weight, coded, gram)
+    outputs = None if gram is None else relative_output_error(aim, coded, gram)
     return EncodedWeight(coded, relative_error(weight, coded), tables, outputs)
 
 

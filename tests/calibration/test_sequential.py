@@ -1,0 +1,167 @@
+"""Coding block by block: what is captured, what is corrected, that a stopped run goes on to the same bytes."""
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from vqpack.vq_core.arch import layers as arch_layers
+from vqpack.vq_core.calibration import Calibration
+from vqpack.vq_core.calibration.kept import Kept
+from vqpack.vq_core.calibration.sequential import Seen, Sequential, by_block
+from vqpack.vq_core.cli.main import main
+from vqpack.vq_core.container import Reader
+from vqpack.vq_core.errors import Interrupted, PlanError
+from vqpack.vq_core.gram import Gram
+from vqpack.vq_core.plan import Plan
+from vqpack.vq_core.progress import Progress
+from vqpack.vq_core.quantize import quantize
+from vqpack.vq_core.source import open_source
+from vqpack.vq_core.spec import DenseSpec, TrellisSpec
+
+WORDS = ("input_blocks.1.0.in_layers", "middle_block.0.in_layers", "middle_block.1.transformer_blocks.0.attn2.to_k",
+         "output_blocks.0.0.in_layers")
+
+
+@pytest.fixture(scope="module")
+def plan(testbed):
+    """Four layers of three blocks at 1 bit; one of them sees the text."""
+    with open_source(testbed) as source:
+        coded = [layer.key for layer in arch_layers(source) if layer.component == "unet" and not layer.dense]
+    chosen = [next(key for key in coded if word in key) for word in WORDS]
+    return Plan(unet=DenseSpec(), layers=tuple((key, TrellisSpec(bits=1, window=8)) for key in chosen))
+
+
+@pytest.fixture(scope="module")
+def prompts(captions):
+    return [captions(i) for i in range(4)]
+
+
+def blobs(path, plan):
+    with Reader(path) as reader:
+        return [reader.tensor(key) for key, _ in plan.layers], json.loads(reader.metadata["vqpack.settings"])
+
+
+@pytest.fixture
+def students(monkeypatch, plan):
+    """The student's weights of the plan's layers, and which of them the teacher's are, after each change."""
+    put, original = [], Sequential._put
+
+    def recorded(self, *args):
+        original(self, *args)
+        modules = {layer.key: layer.module for layer in self.teacher.layers()}
+        both = [[unet.get_submodule(modules[key]).weight.clone() for key, _ in plan.layers]
+                for unet in (self._student, self.teacher.unet)]
+        put.append((both[0], [torch.equal(a, b) for a, b in zip(*both, strict=True)]))
+
+    monkeypatch.setattr(Sequential, "_put", recorded)
+    return put
+
+
+def test_later_blocks_are_coded_for_what_earlier_ones_give(testbed, small, plan, prompts, tmp_path, students):
+    plain = quantize(testbed, tmp_path / "plain", plan=plan, calibration=small.path)
+    found = quantize(testbed, tmp_path / "found", plan=plan, calibration=small.path, sequential=prompts)
+    (before, _), (after, settings) = blobs(plain.path, plan), blobs(found.path, plan)
+    same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert same == [True, False, True, False]                      # the first block's and the text's stay
+    assert settings["sequential"]["pictures"] == 4 and not list(tmp_path.glob("*.parts"))
+    with Reader(found.path) as reader:
+        decoded = [reader.weight(key).decode() for key, _ in plan.layers]
+    # What sees the text is coded first: it gets the same whatever is coded before.
+    assert [kept for _, kept in students] == [[False, True, False, True], [False, False, False, True]]
+    assert torch.equal(students[1][0][0], decoded[0]) and torch.equal(students[1][0][1], decoded[1])
+    again = quantize(testbed, tmp_path / "found", plan=plan, calibration=small.path, sequential=prompts)
+    assert again.already_there
+
+    stop, seen = [], []
+
+    class Stops(Progress):
+        def start(self, stage, *args, **named):
+            seen.append(stage)
+            if stage.startswith("capturing block 3") and not stop:
+                stop.append(stage)
+                raise Interrupted("stopped")
+            super().start(stage, *args, **named)
+
+    arguments = {"plan": plan, "calibration": small.path, "sequential": prompts}
+    with pytest.raises(Interrupted):
+        quantize(testbed, tmp_path / "stopped", progress=Stops(), **arguments)
+    assert not (tmp_path / "stopped.safetensors").exists() and stop
+    del seen[:]
+    quantize(testbed, tmp_path / "stopped", progress=Stops(), **arguments)
+    assert not any(stage.startswith("capturing block 2") for stage in seen)
+    assert (tmp_path / "stopped.safetensors").read_bytes() == found.path.read_bytes()
+
+
+def test_a_student_that_lost_nothing_gives_the_calibrations_grams(testbed, small, prompts, tmp_path):
+    with Calibration(small.path) as calibration:
+        run = Sequential(testbed, prompts, calibration, "cpu")
+        run.teacher.open()
+        groups, _ = run.teacher.groups(run.teacher.layers(), run.settings)
+        names = [block[0].module.split(".")[:2] for block in by_block(groups)]
+        assert [name[0] for name in names] == ["down_blocks"] * 3 + ["mid_block"] + ["up_blocks"] * 3
+        run._kept, run._student = Kept(tmp_path / "kept", "0" * 64), copy.deepcopy(run.teacher.unet)
+        try:
+            run._draw()
+            block = [group for group in by_block(groups)[3] if not group.text][:3]
+            found = run._capture(block, {group.layers: number for number, group in enumerate(groups)}, "capturing")
+        finally:
+            run._kept.close()
+        for group in block:
+            seen, expected = found[group.layers[0]], calibration.gram(group.layers[0])
+            assert (seen.gram.count, seen.gram.held_out_count) == (expected.count, expected.held_out_count)
+            size = float(expected.blocks.abs().max())
+            assert torch.allclose(seen.gram.blocks, expected.blocks, atol=1e-4 * size)
+            assert torch.allclose(seen.gram.held_out, expected.held_out, atol=1e-4 * size)
+            if group.blocks == 1:
+                assert torch.allclose(seen.cross, seen.gram.blocks, atol=1e-6 * size)
+            else:
+                assert seen.cross is None
+
+
+def inputs(count, seed, noise):
+    """x of the teacher, x' of a student whose inputs are damped and noisy."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(24, 24, generator=torch.Generator().manual_seed(9)) / 5
+    x = torch.randn(count, 24, generator=g) @ mix
+    return x, 0.8 * x + noise * torch.randn(count, 24, generator=g)
+
+
+def seen_of(count, noise, seed=0):
+    sets = [inputs(count, seed + i, noise) for i in range(2)]
+    means = [[(a.t() @ b / count)[None] for a, b in ((mine, mine), (x, mine))] for x, mine in sets]
+    return Seen(Gram(means[0][0], count, means[1][0], count), means[0][1], means[1][1])
+
+
+@pytest.mark.parametrize("shape", [(10, 24), (10, 6, 2, 2)])
+def test_the_target_makes_up_for_what_the_inputs_lost(shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    x, mine = inputs(20000, 7, 0.1)
+
+    def left(tried):
+        flat = [w if w.dim() == 2 else w.permute(0, 2, 3, 1).flatten(1) for w in (weight, tried)]
+        return float((x @ flat[0].t() - mine @ flat[1].t()).square().sum())
+
+    best = torch.linalg.lstsq(mine, x).solution
+    flat = weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+    least = float((x @ flat.t() - mine @ best @ flat.t()).square().sum())
+    found = left(seen_of(2000, 0.1).target(weight))
+    assert found < 0.5 * left(weight) and found < 1.1 * least
+    few = [left(seen_of(8, 0.1, 100 * seed).target(weight)) for seed in range(5)]
+    assert sum(few) / 5 < left(weight)                             # of eight samples at least no harm
+    same = seen_of(500, 0.1)
+    unharmed = Seen(same.gram, same.gram.blocks, same.gram.held_out)
+    assert torch.equal(unharmed.target(weight), weight)
+    assert Seen(same.gram, None, None).target(weight) is weight
+
+
+def test_what_cannot_be_done_is_refused_in_a_sentence(testbed, small, prompts, tmp_path, capsys):
+    with pytest.raises(PlanError, match="--calibration"):
+        quantize(testbed, tmp_path / "out", sequential=prompts)
+    with open_source(testbed) as source, pytest.raises(PlanError, match="give its path"):
+        quantize(source, tmp_path / "out", calibration=small.path, sequential=prompts)
+    code = main(["quantize", str(testbed), "-o", str(tmp_path / "out"), "--calibration", str(small.path),
+                 "--sequential", "--prompts", str(tmp_path / "none.txt")])
+    assert code == 1 and "the prompt file 'none.txt' is not there" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

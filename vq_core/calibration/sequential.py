@@ -1,0 +1,258 @@
+"""Coding block by block: what the layers of a block are given once the blocks before it are coded (VQDM's subsets).
+
+VQDM (arXiv 2409.00492): the grams of each part of the UNet are captured from the partly coded student. Here the teacher
+answers the same recorded calls beside it, so that with x the teacher's and x' the student's input of a layer W,
+C = E x x'ᵀ and H = E x' x'ᵀ, the layer is coded at the weights that give the teacher's outputs best from what it will
+really get, W + W (C - H)(H + damping)⁻¹: it also corrects what earlier blocks lost.
+"""
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..compare.prompts import Prompts, read_prompts, spread
+from ..encode import to_matrix
+from ..encode.feedback import DAMPINGS, add_damping, one_thread
+from ..gram import Gram, output_error
+from ..progress import Progress
+from ..record import parse_blob
+from ..tables import table_by_id
+from ..writer import Writer
+from .accumulate import input_rows
+from .calls import Calls
+from .file import Calibration
+from .groups import Group, sweeps
+from .kept import Kept
+from .settings import Picture, Settings, pictures
+from .teacher import CheckpointTeacher
+
+MEMORY = 8 << 30                           # bytes of sums at a time
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one group of layers gets in the partly coded model."""
+
+    gram: Gram                             # of the student's inputs x'
+    cross: torch.Tensor | None             # float32 [n, size, size], mean x x'ᵀ; None for grams of single taps
+    held_out_cross: torch.Tensor | None
+
+    def target(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weights to be coded in place of `weight`, float32 [out, in] or [out, in, kh, kw].
+
+        The damping is the one with the least error on the held-out calls; much of it leaves the weights as they are.
+        """
+        if self.cross is None or self.gram.held_out is None or self.held_out_cross is None:
+            return weight
+        matrix, gram = to_matrix(weight, 0, weight.shape[1]), self.gram
+        with one_thread():
+            learned = matrix @ (self.cross - gram.blocks)[0]                        # W (C - H), [out, cols]
+            known = matrix @ (self.held_out_cross - gram.held_out)[0]
+
+            def left(damping: float) -> float:
+                change = _solved(learned, gram.blocks, damping)
+                return float(output_error(change, gram.held_out).sum() - 2 * (change.double() * known).sum())
+
+            damping = min(DAMPINGS, key=lambda share: (left(share), -share))
+            if left(damping) >= 0:
+                return weight
+            share = gram.held_out_count / (gram.count + gram.held_out_count)
+            change = _solved(learned + share * (known - learned), gram.all_inputs(), damping)
+        return weight + _as_weight(change, weight)
+
+
+def _solved(right: torch.Tensor, blocks: torch.Tensor, damping: float) -> torch.Tensor:
+    """right (H + damping)⁻¹, float32 [out, cols]"""
+    damped = add_damping(blocks.double(), damping)[0]
+    return torch.linalg.solve(damped, right.double(), left=False).float()
+
+
+def _as_weight(matrix: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Inverse of to_matrix."""
+    if weight.dim() == 2:
+        return matrix
+    out, channels, height, width = weight.shape
+    return matrix.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Sequential:
+    """One run: pictures drawn with the teacher, a student whose coded blocks are put in place one after the other.
+
+    source: a checkpoint with its text encoders. prompts: "built-in", a file or a list; as many of them are drawn as the
+    calibration has pictures, with its settings. The first block is coded for the calibration's own grams.
+    """
+
+    def __init__(self, source: str | Path, prompts, calibration: Calibration, device: str | None = None,
+                 configs: str | Path | None = None, memory: int = MEMORY, progress: Progress | None = None):
+        self.teacher = CheckpointTeacher(source, device, configs)
+        given = calibration.settings
+        self.settings = Settings(**{**given, "size": tuple(given["size"]), "window": tuple(given["window"]),
+                                    "device": torch.device(self.teacher.device).type})
+        self.pictures = pictures(_texts(prompts, calibration.count, self.teacher.built_in), self.settings)
+        self.memory, self.progress = memory, progress or Progress()
+        asked = json.dumps([(p.prompt, p.seed) for p in self.pictures], ensure_ascii=False)
+        self.fingerprint = hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()
+        self._now: dict[str, Seen] = {}
+        self._kept: Kept | None = None
+        self._student, self._there = None, set()
+
+    def seen(self, key: str) -> Seen | None:
+        """What a layer of the stage that is being coded gets; None: what the calibration says."""
+        return self._now.get(key)
+
+    def stages(self, items: Sequence, coded: set[str], writer: Writer, path: Path, fingerprint: str) -> Iterator[list]:
+        """Items in the order they are to be coded, a list at a time; the next list needs all earlier ones in `writer`.
+
+        coded: keys of those that are going to be coded. path: of the result; pictures are kept beside it for a while.
+        A stopped run draws nothing again, captures the block it was in once more and gives the same bytes.
+        """
+        self._kept = Kept(path.with_name(path.name.removesuffix(".safetensors") + ".parts"), fingerprint)
+        try:
+            yield from self._stages({item.layer.key: item for item in items}, coded, writer)
+        finally:
+            self._now, self._student = {}, None
+            self._kept.close()
+            self.teacher.close()
+        self._kept.remove()
+
+    def _stages(self, items: dict, coded: set[str], writer: Writer) -> Iterator[list]:
+        if all(key in writer for key in items):
+            return
+        self.teacher.open()
+        groups, _ = self.teacher.groups(self.teacher.layers(), self.settings)
+        blocks = by_block([group for group in groups if coded.intersection(group.layers)])
+        later = {key for block in blocks[1:] for group in block if not group.text for key in group.layers}
+        yield [item for key, item in items.items() if key not in later]
+        numbers = {group.layers: number for number, group in enumerate(groups)}
+        for place in range(1, len(blocks)):
+            block = [group for group in blocks[place] if not group.text]            # the text stays what it was
+            if all(key in writer for group in block for key in group.layers if key in items):
+                continue
+            self._draw()
+            self._put(blocks[:place], writer)
+            for part in sweeps(block, self.memory // 2):            # two sums a group: H and C
+                self._now = self._capture(part, numbers, f"capturing block {place + 1} of {len(blocks)}")
+                yield [items[key] for group in part for key in group.layers if key in items]
+                self._now = {}
+
+    def _draw(self) -> None:
+        todo = [picture for picture in self.pictures if not self._kept.has(picture)]
+        self.progress.start("drawing", max(1, len(todo)))
+        self.teacher.prepare(todo, self.settings)
+        for picture in todo:
+            with one_thread():
+                self._kept.save(picture, self.teacher.draw(picture, self.settings, self.progress))
+        self.progress.finish()
+
+    def _put(self, blocks: list[list[Group]], writer: Writer) -> None:
+        """Give the student what these blocks' layers decode to, as far as they are coded."""
+        if self._student is None:
+            self._student = copy.deepcopy(self.teacher.unet)
+        modules = {layer.key: layer.module for layer in self.teacher.layers()}
+        coded = {key for block in blocks for group in block for key in group.layers if key in writer}
+        for key in sorted(coded - self._there):
+            self._there.add(key)
+            note = writer.note(key) or {}
+            if "layer" in note:
+                coded = parse_blob(writer.blob(key), {table: table_by_id(table) for table in note["tables"]}, key)
+                weight = self._student.get_submodule(modules[key]).weight
+                weight.data.copy_(coded.decode(torch.float32).view(weight.shape))
+
+    def _capture(self, part: list[Group], numbers: dict, stage: str) -> dict[str, Seen]:
+        """Layer -> what it gets, for the groups of one sweep."""
+        sums = {numbers[group.layers]: _Pair(group, self.teacher.unet.device) for group in part}
+        self.progress.start(stage, len(self.pictures))
+        with one_thread():
+            for picture in self.pictures:
+                self._picture(self._kept.calls(picture), picture, sums)
+        self.progress.finish()
+        found = {number: pair.seen() for number, pair in sums.items()}
+        return {key: found[number] for number, pair in sums.items() for key in pair.group.layers}
+
+    def _picture(self, calls: Calls, picture: Picture, sums: dict[int, _Pair]) -> None:
+        for call in (i for i, finite in enumerate(calls.finite) if finite):
+            rows = [self._rows(unet, calls, call, picture, sums) for unet in (self.teacher.unet, self._student)]
+            for number in rows[0].keys() & rows[1].keys():
+                sums[number].add(rows[0][number], rows[1][number], picture.held_out)
+            self.progress.advance(1 / len(calls.finite))
+
+    def _rows(self, unet, calls: Calls, call: int, picture: Picture, sums: dict[int, _Pair]) -> dict[int, torch.Tensor]:
+        """The input vectors that the groups get in one call, by number of the group."""
+        found: dict[int, torch.Tensor] = {}
+
+        def listener(number: int):
+            def hook(module: torch.nn.Module, args: tuple) -> None:
+                seed = (self.settings.seed, picture.index, calls.steps[call], number)
+                found[number] = input_rows(module, args[0], self.settings.tokens, seed)
+                if len(found) == len(sums):
+                    raise _Enough          # what comes after the last of them need not be computed
+            return hook
+
+        hooks = [unet.get_submodule(pair.group.module).register_forward_pre_hook(listener(number))
+                 for number, pair in sums.items()]
+        try:
+            calls.ask(unet, call)
+        except _Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+class _Enough(Exception):
+    """All inputs that were wanted have been seen."""
+
+
+class _Pair:
+    """Sums of x' x'ᵀ and x x'ᵀ of one group, float32 [2 sets, blocks, size, size]; single taps have no x x'ᵀ.
+
+    Corrections learned from each tap alone would add up: neighboring pixels tell the same.
+    """
+
+    def __init__(self, group: Group, device: torch.device):
+        self.group, self.counts = group, [0, 0]
+        shape = (2, group.blocks, group.size, group.size)
+        self.own = torch.zeros(shape, device=device)
+        self.cross = torch.zeros(shape, device=device) if group.blocks == 1 else None
+
+    def add(self, teacher: torch.Tensor, student: torch.Tensor, held_out: bool) -> None:
+        """Add the vectors of one call, [rows, taps, channels] each; calls with NaN or infinity are left out."""
+        if not (torch.isfinite(teacher).all() and torch.isfinite(student).all()):
+            return
+        x, mine = (rows.reshape(rows.shape[0], self.group.blocks, self.group.size).transpose(0, 1)
+                   for rows in (teacher, student))
+        self.own[int(held_out)].baddbmm_(mine.transpose(1, 2), mine)
+        if self.cross is not None:
+            self.cross[int(held_out)].baddbmm_(x.transpose(1, 2), mine)
+        self.counts[int(held_out)] += mine.shape[1]
+
+    def seen(self) -> Seen | None:
+        """The means, on the CPU; None where nothing was seen."""
+        if not self.counts[0]:
+            return None
+        own, cross = ([None if sums is None or not count else (sums[i] / count).cpu()
+                       for i, count in enumerate(self.counts)] for sums in (self.own, self.cross))
+        return Seen(Gram(own[0], self.counts[0], own[1], self.counts[1]), *cross)
+
+
+def by_block(groups: list[Group]) -> list[list[Group]]:
+    """Groups of the UNet's blocks in forward order: down_blocks.0, ..., mid_block, up_blocks.0, ... (SDXL: 7)"""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        path = group.module.split(".")
+        found.setdefault(path[0] if path[0] == "mid_block" else ".".join(path[:2]), []).append(group)
+    return list(found.values())
+
+
+def _texts(prompts, count: int, built_in: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(prompts, str | Path):
+        return tuple(read_prompts(prompts, count, built_in).texts)
+    texts = tuple(dict.fromkeys(text.strip() for text in prompts if text.strip()))
+    return Prompts(tuple(spread(texts, count)), "list").texts
