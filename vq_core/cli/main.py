@@ -47,7 +47,8 @@ def _use_utf8() -> None:
 
 
 def _add_quantize(commands) -> None:
-    from .quantize import run
+    from .calibrate import PRESETS
+    from .quantize import effort, run
 
     p = commands.add_parser("quantize", help="turn a checkpoint into one small file")
     p.add_argument("source", metavar="IN", help=".safetensors checkpoint, UNet file or diffusers folder")
@@ -58,6 +59,16 @@ def _add_quantize(commands) -> None:
     p.add_argument("--method", default="trellis", choices=("trellis", "additive", "product", "palette", "uniform"))
     p.add_argument("--plan", metavar="FILE", help="JSON plan; replaces --bits, --method, --text-encoder-bits, --skip")
     p.add_argument("--calibration", metavar="CAL", help="file of `vqpack calibrate`: codes for the inputs layers get")
+    p.add_argument("--sequential", action="store_true",
+                   help="code block by block, each for what it gets from those coded before; with --calibration")
+    p.add_argument("--effort", type=effort, metavar="E",
+                   help="fast: data-free; balanced: calibrate with --prompts, choose rates by layer, code for the "
+                        "inputs; best: the same with four times the pictures and additive codes' full search "
+                        "(--method additive --effort best: VQDM's recipe); or minutes: the most that should fit")
+    p.add_argument("--prompts", metavar="FILE",
+                   help="pictures to draw for --effort and --sequential: as in `calibrate`; 'built-in' for its list")
+    p.add_argument("--preset", default="base", choices=PRESETS, help="kind of model, as in `calibrate`, for --effort")
+    p.add_argument("--configs", metavar="FOLDER", help="diffusers folder whose configurations unusual files get")
     p.add_argument("--rounding", choices=("gptq", "adaround", "nearest"),
                    help="of uniform codes, with a calibration (default gptq)")
     p.add_argument("--conv-group", choices=("channels", "kernel"),

@@ -1,0 +1,134 @@
+"""The effort dial: a pure function of what is given and how fast it goes, and what it makes of a checkpoint."""
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from vqpack.vq_core.arch import layers as arch_layers
+from vqpack.vq_core.cli.main import build_parser
+from vqpack.vq_core.effort import AT, LADDER, Actions, Given, Speed, choose, describe, fit, possible, seconds
+from vqpack.vq_core.effort import quantize_with_effort as run
+from vqpack.vq_core.errors import PlanError
+from vqpack.vq_core.plan import Plan
+from vqpack.vq_core.planning.budget import blob_bytes
+from vqpack.vq_core.source import open_source
+from vqpack.vq_core.spec import DenseSpec, TrellisSpec
+
+PROMPTS, CAL = Given(prompts=True), Given(calibration=True)
+SLOW, QUICK = Speed(10.0, 600.0, 25, 8), Speed(0.01, 2.0, 25, 8)
+
+
+@pytest.mark.parametrize("level, given, actions", [
+    ("fast", Given(), Actions()),
+    ("fast", PROMPTS, Actions()),                                  # data-free, whatever could be drawn
+    ("fast", CAL, Actions(feedback=True)),                         # unless it has been drawn
+    ("balanced", Given(), Actions(plan=True)),
+    ("balanced", PROMPTS, Actions(32, True, feedback=True)),
+    ("balanced", CAL, Actions(plan=True, feedback=True)),
+    ("balanced", Given(prompts=True, calibration=True), Actions(plan=True, feedback=True)),
+    ("balanced", Given(prompts=True, fixed=True), Actions(32, feedback=True)),
+    ("best", PROMPTS, Actions(128, True, feedback=True)),
+    ("fast", Given("additive"), Actions(search="fast")),
+    ("balanced", Given("additive", prompts=True), Actions(32, feedback=True)),
+    ("best", Given("additive", prompts=True), Actions(128, search="best", feedback=True)),
+    ("best", Given("product", calibration=True), Actions(feedback=True)),
+])
+def test_what_a_level_does(level, given, actions):
+    assert choose(level, given) == actions == choose(level, given)
+
+
+def test_minutes_choose_the_most_that_fits():
+    chosen = [fit(minutes, PROMPTS, SLOW) for minutes in (1, 20, 60, 120, 240, 400, 10000)]
+    places = [[possible(rung, PROMPTS) for rung in LADDER].index(actions) for actions in chosen]
+    assert places == sorted(places) and len(set(places)) >= 5
+    assert chosen[0] == choose("fast", PROMPTS) and chosen[-1] == choose("best", PROMPTS)
+    for minutes, actions in zip((20, 60, 120, 240, 400), chosen[1:-1], strict=True):
+        assert sum(seconds(actions, PROMPTS, SLOW).values()) <= 60 * minutes
+    assert fit(5, PROMPTS, QUICK) == choose("best", PROMPTS)
+    for given in (Given(), CAL, PROMPTS, Given("additive", prompts=True)):
+        times = [sum(seconds(possible(rung, given), given, SLOW).values()) for rung in LADDER]
+        assert times == sorted(times)                              # a higher rung never takes less
+
+
+@pytest.mark.parametrize("call", [lambda: choose("slow", PROMPTS), lambda: fit(0, PROMPTS, QUICK),
+                                  lambda: fit(float("nan"), PROMPTS, QUICK)])
+def test_other_efforts_are_refused(call):
+    with pytest.raises(PlanError, match="--effort must be one of fast, balanced, best or a number of minutes"):
+        call()
+
+
+def test_it_is_said_what_will_be_done():
+    told = describe("balanced", choose("balanced", PROMPTS), PROMPTS)
+    assert told == ("effort balanced: calibrate with up to 32 pictures, choose each layer's rate, code for the inputs "
+                    "that layers get.")
+    assert "by a rule of thumb, code without data; --prompts" in describe("best", choose("best", Given()), Given())
+    assert "about 3 min" in describe("of 3 minutes", AT["fast"], PROMPTS, {"coding": 180.0})
+    assert "best search" in describe("best", choose("best", Given("additive")), Given("additive"))
+
+
+def test_the_command_line_takes_levels_and_minutes(capsys):
+    parse = build_parser().parse_args
+    assert parse(["quantize", "in"]).effort is None
+    assert parse(["quantize", "in", "--effort", "best"]).effort == "best"
+    assert parse(["quantize", "in", "--effort", "12.5"]).effort == 12.5
+    with pytest.raises(SystemExit):
+        parse(["quantize", "in", "--effort", "-3"])
+    assert "fast, balanced, best or a number of minutes" in capsys.readouterr().err
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The names of what was called and how; nothing is really done."""
+    from vqpack.vq_core import quantize as quantizing
+    from vqpack.vq_core.calibration import run as calibrating
+    from vqpack.vq_core.planning import run as planning
+
+    found, plan = {}, Plan(unet=DenseSpec())
+    answers = {"calibrate": SimpleNamespace(path=Path("made.vqcal.safetensors"), already_there=False),
+               "plan": SimpleNamespace(plan=plan, bits=2.5), "quantize": "result"}
+    for module, name in ((calibrating, "calibrate"), (planning, "plan"), (quantizing, "quantize")):
+        def call(source, *args, name=name, **options):
+            found[name] = options | {"args": args}
+            return answers[name]
+        monkeypatch.setattr(module, name, call)
+    return found
+
+
+def test_balanced_calibrates_plans_and_codes(testbed, tmp_path, called):
+    told = []
+    assert run(testbed, tmp_path / "out", effort="balanced", bits=2, prompts=["a red circle"], preset="turbo",
+               overwrite=True, tell=told.append) == "result"
+    assert list(called) == ["calibrate", "plan", "quantize"]       # in this order
+    calibrated, planned, coded = called.values()
+    assert calibrated["args"] == (tmp_path / "pipe.vqcal.safetensors",) and calibrated["count"] == 32
+    assert calibrated["prompts"] == ["a red circle"] and calibrated["preset"] == "turbo"
+    assert planned["calibration"] == coded["calibration"] == Path("made.vqcal.safetensors")
+    assert planned["method"] == "trellis" and coded["plan"] == Plan(unet=DenseSpec()) and coded["overwrite"]
+    assert coded["args"] == (tmp_path / "out",) and coded["sequential"] is None and coded["effort"] is None
+    assert told[0].startswith("effort balanced: calibrate with up to 32 pictures") and len(told) == 3
+
+
+def test_a_plan_takes_the_bytes_of_one_rate(testbed, called):
+    """Bits of the planned layers: what all blobs take at 2 bits, and the one table, to the byte."""
+    run(testbed, effort="balanced", bits=2)
+    with open_source(testbed) as source:
+        layers = [layer for layer in arch_layers(source) if layer.component == "unet" and not layer.dense]
+    nbytes = sum(blob_bytes(layer.shape, layer.splits, TrellisSpec(2)) for layer in layers) + (1 << 12) + 64
+    assert called["plan"]["bits"] * sum(layer.numel for layer in layers) / 8 == pytest.approx(nbytes + 0.5, abs=0.1)
+    assert list(called) == ["plan", "quantize"] and called["quantize"]["calibration"] is None
+
+
+def test_vqdms_recipe_and_options_of_codes_reach_quantize(testbed, called):
+    run(testbed, effort="best", bits=2, method="additive", calibration="cal", conv_group="kernel", window=None)
+    assert list(called) == ["quantize"]
+    coded = called["quantize"]
+    assert coded["effort"] == "best" and coded["conv_group"] == "kernel" and coded["calibration"] == "cal"
+    assert coded["plan"] is None and "window" not in coded
+
+
+def test_minutes_are_measured_here(testbed, called):
+    told = []
+    run(testbed, effort=1e5, bits=2, method="palette", tell=told.append)
+    assert list(called) == ["plan", "quantize"] and told[0].startswith("effort of 100000 minutes: choose each")
+    assert "about 1 min" in told[0]

@@ -1,0 +1,217 @@
+"""The effort dial: what `quantize --effort` does with what it is given, decided and said before it starts."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+from .arch import layers as arch_layers
+from .errors import PlanError
+from .plan import PARTS, Plan
+from .progress import Progress
+from .source import open_source
+from .spec import Spec, make_spec
+
+LEVELS = ("fast", "balanced", "best")
+PLANNED = ("trellis", "palette", "uniform")                        # methods that `plan` knows
+SEARCHED = ("additive",)                                           # methods whose search for codes has an effort
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user gave, as far as it decides what can be done."""
+
+    method: str = "trellis"
+    prompts: bool = False                  # to draw pictures with
+    calibration: bool = False              # a finished one
+    fixed: bool = False                    # a plan, or options of the codes that a plan would not keep
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What will be done, in this order."""
+
+    pictures: int = 0                      # calibrate with so many; 0: not
+    plan: bool = False                     # choose rates by layer, for the bytes that one rate for all would take
+    search: str = "normal"                 # of additive codes: encode.additive.EFFORTS
+    feedback: bool = False                 # code for a calibration's inputs, given or made
+
+
+@dataclass(frozen=True)
+class Speed:
+    """This machine and model. Seconds."""
+
+    call: float                            # of the UNet, at the picture's size, both guidance halves
+    coding: float                          # of all weights, data-free
+    steps: int                             # of the sampler
+    timesteps: int                         # looked at in each picture
+
+
+# Fast: nothing that needs pictures. Best is VQDM's recipe for additive codes: 256 prompts there, 8 steps of each here.
+AT = {"fast": Actions(search="fast"), "balanced": Actions(32, True, "normal"), "best": Actions(128, True, "best")}
+# What a number of minutes chooses from, cheapest first.
+LADDER = (AT["fast"], Actions(0, True), Actions(8, True), Actions(16, True), AT["balanced"], Actions(64, True),
+          AT["best"])
+# Shares of the work, in CPU time on the testbed (benchmarks/effort_work.py prints them).
+CAPTURE = 1.6                              # a call with sums over a call without
+GRADIENTS = 16 * 2 * 3.0                   # sensitivities: calls, halves, a backward pass beside a forward one
+PLANNING = {False: 0.7, True: 1.6}         # over coding data-free, without and with a calibration
+FEEDBACK = 1.5                             # coding with a gram over coding without
+SEARCH = {"fast": 0.4, "normal": 1.0, "best": 12.0}
+
+
+def choose(level: str, given: Given) -> Actions:
+    """The actions of a level as far as they can be done. PlanError for an unknown level."""
+    if level not in AT:
+        raise PlanError(f"--effort must be one of {', '.join(LEVELS)} or a number of minutes, got '{level}'")
+    return possible(AT[level], given)
+
+
+def fit(minutes: float, given: Given, speed: Speed) -> Actions:
+    """The last of LADDER whose expected time fits; the first where none does. PlanError for minutes not above 0."""
+    if not 0 < minutes < 1e6:
+        raise PlanError(f"--effort must be one of {', '.join(LEVELS)} or a number of minutes above 0, got {minutes:g}")
+    rungs = [possible(actions, given) for actions in LADDER]
+    fitting = [actions for actions in rungs if sum(seconds(actions, given, speed).values()) <= 60 * minutes]
+    return fitting[-1] if fitting else rungs[0]
+
+
+def possible(actions: Actions, given: Given) -> Actions:
+    """Without what cannot be done with what is given, or has been done."""
+    pictures = actions.pictures if given.prompts and not given.calibration else 0
+    return Actions(pictures, actions.plan and given.method in PLANNED and not given.fixed,
+                   actions.search if given.method in SEARCHED else "normal", bool(pictures) or given.calibration)
+
+
+def seconds(actions: Actions, given: Given, speed: Speed) -> dict[str, float]:
+    """Expected time of each stage."""
+    found = {}
+    if actions.pictures:
+        calls = speed.steps + CAPTURE * min(speed.steps, speed.timesteps)
+        found["calibrating"] = speed.call * (actions.pictures * calls + GRADIENTS)
+    if actions.plan:
+        found["planning"] = PLANNING[actions.feedback] * speed.coding
+    coding = speed.coding * (FEEDBACK if actions.feedback else 1.0)
+    found["coding"] = coding * (SEARCH[actions.search] if given.method in SEARCHED else 1.0)
+    return found
+
+
+def describe(effort: str, actions: Actions, given: Given, expected: dict[str, float] | None = None) -> str:
+    """One sentence: what will be done, and why not more."""
+    words = [f"calibrate with up to {actions.pictures} pictures"] if actions.pictures else []
+    if actions.plan:
+        words.append("choose each layer's rate" + ("" if actions.feedback else " by a rule of thumb"))
+    words.append("code for the inputs that layers get" if actions.feedback else "code without data")
+    if given.method in SEARCHED:
+        words[-1] += f", {actions.search} search"
+    missing = "" if actions.feedback or effort == "fast" else "; --prompts or --calibration would let it use more"
+    taking = f"; about {max(1, round(sum(expected.values()) / 60))} min" if expected else ""
+    return f"effort {effort}: {', '.join(words)}{taking}{missing}."
+
+
+def quantize_with_effort(source: str | Path, output=None, *, effort: str | float, bits: float = 3.0,
+                         method: str = "trellis", prompts: str | Path | Sequence[str] | None = None,
+                         calibration: str | Path | None = None, plan: Plan | None = None, preset: str = "base",
+                         text_encoder_bits: int = 6, parts: tuple[str, ...] = PARTS, skip: str | None = None,
+                         device: str | None = None, seed: int = 0, overwrite: bool = False,
+                         configs: str | Path | None = None, sequential: bool = False,
+                         progress: Progress | None = None, tell: Callable[[str], None] | None = None, **options):
+    """quantize.quantize with what an effort adds -> QuantizeResult
+
+    effort: "fast", "balanced", "best", or minutes: the most that should fit, by this machine's measured speed; what was
+    chosen is told and gives the same bytes again under its name. prompts: "built-in", a file or a list; without them
+    nothing is drawn. A calibration that is made lies beside the result and is found by the next run. options: of the
+    codes, as quantize takes them (window, rounding, conv_group, ...). Raises VQError.
+    """
+    from .quantize import quantize
+
+    progress, tell = progress or Progress(), tell or (lambda _: None)
+    options = {name: value for name, value in options.items() if value is not None}
+    given = Given(method, prompts is not None, calibration is not None, bool(plan or skip or options))
+    common = {"device": device, "progress": progress}
+    if isinstance(effort, str):
+        actions, expected = choose(effort, given), None
+    else:
+        speed = measure(source, make_spec(method, bits, **options), given, preset, configs, device)
+        actions = fit(effort, given, speed)
+        expected = seconds(actions, given, speed)
+    tell(describe(effort if isinstance(effort, str) else f"of {effort:g} minutes", actions, given, expected))
+    if actions.pictures:
+        calibration = _calibrate(source, output, prompts, actions.pictures, preset, configs, tell, common)
+    if actions.plan:
+        plan = _planned(source, make_spec(method, bits), calibration, text_encoder_bits, parts, seed, tell, progress)
+    return quantize(source, output, bits=bits, method=method, plan=plan, text_encoder_bits=text_encoder_bits,
+                    parts=parts, skip=skip, seed=seed, overwrite=overwrite, calibration=calibration, configs=configs,
+                    sequential=(prompts or "built-in") if sequential else None,
+                    effort=actions.search if method in SEARCHED else None, **options, **common)
+
+
+def measure(source, spec: Spec, given: Given, preset: str, configs, device: str | None) -> Speed:
+    """This machine's speed with this model; the UNet is only asked where there is something to be drawn."""
+    from .calibration.settings import TIMESTEPS, preset_settings
+    from .encode import estimate_speed
+    from .quantize import best_device
+    from .workers import worker_count
+
+    device = device or best_device()
+    with open_source(source) as opened:
+        weights = sum(prod(layer.shape) for layer in arch_layers(opened)
+                      if layer.component == "unet" and not layer.dense)
+    coding = weights / estimate_speed(spec, device, worker_count(device))
+    drawn = given.prompts and not given.calibration
+    steps = preset_settings(preset, (64, 64)).steps
+    return Speed(_call_seconds(source, preset, configs, device) if drawn else 0.0, coding, steps, TIMESTEPS)
+
+
+def _call_seconds(source, preset: str, configs, device: str) -> float:
+    from .calibration.settings import Picture, preset_settings
+    from .calibration.teacher import CheckpointTeacher
+
+    teacher = CheckpointTeacher(source, device, configs)
+    settings = replace(preset_settings(preset, teacher.size()), steps=1, timesteps=1)
+    try:
+        teacher.open()
+        for _ in range(2):                 # the first one warms up
+            started = time.monotonic()
+            teacher.draw(Picture(0, "a", 0, False), settings, Progress())
+        return time.monotonic() - started
+    finally:
+        teacher.close()
+
+
+def _calibrate(source, output, prompts, pictures: int, preset: str, configs, tell, common: dict) -> Path:
+    """A calibration beside the result; found again where it is there."""
+    from .calibration.file import SUFFIX
+    from .calibration.run import calibrate
+    from .quantize import target_of
+
+    with open_source(source) as opened:
+        folder, stem = target_of(opened, output)[0], opened.stem
+    made = calibrate(source, folder / f"{stem}{SUFFIX}", prompts=prompts, count=pictures, preset=preset,
+                     configs=configs, tell=tell, **common)
+    tell(f"{made.path}: {'is already there' if made.already_there else 'calibrated'}")
+    return made.path
+
+
+def _planned(source, spec: Spec, calibration, text_encoder_bits: int, parts, seed: int, tell, progress) -> Plan:
+    """Rates by layer for the bytes that `spec` would take in all of them."""
+    from .planning.run import plan
+
+    planned = plan(source, bits=uniform_bits(source, spec, parts), method=spec.kind, calibration=calibration,
+                   text_encoder_bits=text_encoder_bits, parts=parts, seed=seed, progress=progress)
+    tell(f"planned: {planned.bits:.3f} bits a weight of the coded layers, everything counted.")
+    return planned.plan
+
+
+def uniform_bits(source, spec: Spec, parts: tuple[str, ...] = PARTS) -> float:
+    """Stored bits a weight of the UNet's coded layers, shared tables counted, if all were coded with one spec."""
+    from .planning.budget import stored_bytes, table_sizes
+
+    with open_source(source) as opened:
+        layers = [layer for layer in arch_layers(opened) if layer.component == "unet" and not layer.dense]
+    if not layers or "unet" not in parts:
+        raise PlanError(f"'{Path(source).name}' has no layers to be planned: expected a UNet, with --parts among them")
+    nbytes = sum(stored_bytes(layer, spec, 2) for layer in layers) + sum(table_sizes([spec]).values())
+    return (8 * nbytes + 4) / sum(layer.numel for layer in layers)                  # half a byte more: it is rounded
