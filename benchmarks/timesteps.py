@@ -1,6 +1,6 @@
 """At which noise levels a calibration must look, on the testbed: early, late or single steps against all of them.
 
-    python benchmarks/timesteps.py [--only base,few] [--bits 2,3] [--pictures 64] [--judged 32] [--captures REGEX]
+    python benchmarks/timesteps.py [--only base,few] [--bits 2] [--pictures 32] [--judged 32] [--captures REGEX]
                                    [--method trellis] [--folder out/timesteps] [--out benchmarks/results]
 
 base  24 steps, guidance 3. Captures of BASE: 8 calls a picture of 4 input vectors each, from all of the trajectory, its
@@ -46,8 +46,8 @@ WAYS = {"base": {}, "few": {"steps": 4, "guidance": 1.0, "sampler": "lcm"}}
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(CAPTURES))
-    parser.add_argument("--bits", default="2,3")
-    parser.add_argument("--pictures", type=int, default=64, help="of each calibration")
+    parser.add_argument("--bits", default="2")
+    parser.add_argument("--pictures", type=int, default=32, help="of each calibration")
     parser.add_argument("--judged", type=int, default=32, help="pictures drawn to judge")
     parser.add_argument("--captures", default="", help="regular expression")
     parser.add_argument("--method", default="trellis")
