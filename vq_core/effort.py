@@ -17,6 +17,7 @@ from .spec import Spec, make_spec
 LEVELS = ("fast", "balanced", "best")
 PLANNED = ("trellis", "palette", "uniform")                        # methods that `plan` knows
 SEARCHED = ("additive",)                                           # methods whose search for codes has an effort
+COLUMNS = 1024                             # of the gram that is timed
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,16 @@ class Actions:
 
 @dataclass(frozen=True)
 class Speed:
-    """This machine and model. Seconds."""
+    """This machine and model."""
 
-    call: float                            # of the UNet, at the picture's size, both guidance halves
-    coding: float                          # of all weights, data-free
-    steps: int                             # of the sampler
-    timesteps: int                         # looked at in each picture
+    weight: float                          # seconds to code one weight data-free, all workers at once
+    factoring: float                       # seconds to choose damping for all layers' grams and to factor them, once
+    call: float = 0.0                      # seconds of one call of the UNet at the picture's size, both halves
+    sums: float = 0.0                      # seconds to add one call's inputs to all grams
+    weights: int = 0                       # coded, in so many layers
+    layers: int = 0
+    steps: int = 25                        # of the sampler
+    timesteps: int = 8                     # looked at in each picture
 
 
 # Fast: nothing that needs pictures. Best is VQDM's recipe for additive codes: 256 prompts there, 8 steps of each here.
@@ -54,12 +59,13 @@ AT = {"fast": Actions(search="fast"), "balanced": Actions(32, True, "normal"), "
 # What a number of minutes chooses from, cheapest first.
 LADDER = (AT["fast"], Actions(0, True), Actions(8, True), Actions(16, True), AT["balanced"], Actions(64, True),
           AT["best"])
-# Shares of the work, in CPU time on the testbed (benchmarks/effort_work.py prints them).
-CAPTURE = 1.6                              # a call with sums over a call without
-GRADIENTS = 16 * 2 * 3.0                   # sensitivities: calls, halves, a backward pass beside a forward one
-PLANNING = {False: 0.7, True: 1.6}         # over coding data-free, without and with a calibration
-FEEDBACK = 1.5                             # coding with a gram over coding without
-SEARCH = {"fast": 0.4, "normal": 1.0, "best": 12.0}
+# The rest of the work in these units, by CPU time on the testbed (benchmarks/effort_work.py prints them).
+GRADIENTS = 144                            # calls that sensitivities take
+FACTORINGS = {"coding": 2, "planning": 2}  # behind a rotation and without
+FEEDBACK = {"additive": 4.5, "product": 4.5}               # coding for inputs over coding without data; others:
+FEEDBACK_ELSE = 1.9
+PLANNING = 20e6, 2e5                       # weights coded in the time of making a plan: at its start, a layer
+SEARCH = {"fast": 0.35, "normal": 1.0, "best": 2.3}
 
 
 def choose(level: str, given: Given) -> Actions:
@@ -89,12 +95,16 @@ def seconds(actions: Actions, given: Given, speed: Speed) -> dict[str, float]:
     """Expected time of each stage."""
     found = {}
     if actions.pictures:
-        calls = speed.steps + CAPTURE * min(speed.steps, speed.timesteps)
-        found["calibrating"] = speed.call * (actions.pictures * calls + GRADIENTS)
+        looked_at = min(speed.steps, speed.timesteps)
+        found["calibrating"] = GRADIENTS * speed.call + actions.pictures * (
+            speed.steps * speed.call + looked_at * (speed.call + speed.sums))
     if actions.plan:
-        found["planning"] = PLANNING[actions.feedback] * speed.coding
-    coding = speed.coding * (FEEDBACK if actions.feedback else 1.0)
-    found["coding"] = coding * (SEARCH[actions.search] if given.method in SEARCHED else 1.0)
+        found["planning"] = speed.weight * (PLANNING[0] + PLANNING[1] * speed.layers)
+    found["coding"] = speed.weight * speed.weights * (SEARCH[actions.search] if given.method in SEARCHED else 1.0)
+    if actions.feedback:
+        found["coding"] = FEEDBACK.get(given.method, FEEDBACK_ELSE) * found["coding"] + FACTORINGS["coding"] * speed.factoring
+        if actions.plan:
+            found["planning"] += FACTORINGS["planning"] * speed.factoring
     return found
 
 
@@ -150,19 +160,39 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
 
 def measure(source, spec: Spec, given: Given, preset: str, configs, device: str | None) -> Speed:
     """This machine's speed with this model; the UNet is only asked where there is something to be drawn."""
-    from .calibration.settings import TIMESTEPS, preset_settings
+    from .calibration.settings import FULL_COLUMNS, TIMESTEPS, preset_settings
     from .encode import estimate_speed
     from .quantize import best_device
     from .workers import worker_count
 
     device = device or best_device()
     with open_source(source) as opened:
-        weights = sum(prod(layer.shape) for layer in arch_layers(opened)
-                      if layer.component == "unet" and not layer.dense)
-    coding = weights / estimate_speed(spec, device, worker_count(device))
+        shapes = [layer.shape for layer in arch_layers(opened) if layer.component == "unet" and not layer.dense]
+    sizes = [(1, prod(s[1:])) if prod(s[1:]) <= FULL_COLUMNS else (prod(s[2:]), s[1]) for s in shapes]
+    sums, factoring = _gram_seconds(device)
     drawn = given.prompts and not given.calibration
-    steps = preset_settings(preset, (64, 64)).steps
-    return Speed(_call_seconds(source, preset, configs, device) if drawn else 0.0, coding, steps, TIMESTEPS)
+    return Speed(1 / estimate_speed(spec, device, worker_count(device)),
+                 sum(blocks * size**3 for blocks, size in sizes) * factoring / worker_count(device),
+                 _call_seconds(source, preset, configs, device) if drawn else 0.0,
+                 sum(blocks * size**2 for blocks, size in sizes) * sums, sum(map(prod, shapes)), len(shapes),
+                 preset_settings(preset, (64, 64)).steps, TIMESTEPS)
+
+
+def _gram_seconds(device: str) -> tuple[float, float]:
+    """(seconds a number of a gram to add one call's inputs, seconds a cubed column to factor one)"""
+    import torch
+
+    from .calibration.settings import TOKENS
+    from .encode.feedback import make_feedback
+    from .gram import Gram
+
+    rows = torch.randn(2, TOKENS, COLUMNS, generator=torch.Generator().manual_seed(0))
+    grams, moved = [(x.t() @ x / TOKENS)[None] for x in rows], rows[0].to(device)
+    started = time.monotonic()
+    float((moved.t() @ moved)[0, 0])       # waits for the device
+    added = time.monotonic()
+    make_feedback(Gram(grams[0], TOKENS, grams[1], TOKENS))
+    return (added - started) / COLUMNS**2, (time.monotonic() - added) / COLUMNS**3
 
 
 def _call_seconds(source, preset: str, configs, device: str) -> float:

@@ -16,7 +16,8 @@ from vqpack.vq_core.source import open_source
 from vqpack.vq_core.spec import DenseSpec, TrellisSpec
 
 PROMPTS, CAL = Given(prompts=True), Given(calibration=True)
-SLOW, QUICK = Speed(10.0, 600.0, 25, 8), Speed(0.01, 2.0, 25, 8)
+SLOW = Speed(1e-7, 100.0, 10.0, 5.0, 10**9, 700)
+QUICK = Speed(1e-9, 0.1, 0.01, 0.01, 10**9, 700)
 
 
 @pytest.mark.parametrize("level, given, actions", [
