@@ -112,8 +112,8 @@ def wide_layer() -> None:
     plain, factored, calibrated = (timed(work) for work in (
         lambda: encode_weight(weight, TrellisSpec(3)), lambda: make_feedback(gram),
         lambda: encode_weight(weight, TrellisSpec(3), gram=gram)))
-    print(f"trellis, {WIDTH} x {WIDTH}: coding {plain:.2f} s, factoring {factored:.2f} s, calibrated {calibrated:.2f} s: "
-          f"without two factorings {(calibrated - 2 * factored) / plain:.1f} of coding")
+    print(f"trellis, {WIDTH} x {WIDTH}: coding {plain:.2f} s, factoring {factored:.2f} s, calibrated {calibrated:.2f} "
+          f"s: without two factorings {(calibrated - 2 * factored) / plain:.1f} of coding")
 
 
 if __name__ == "__main__":

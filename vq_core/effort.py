@@ -55,15 +55,16 @@ class Speed:
 
 
 # Fast: nothing that needs pictures. Best is VQDM's recipe for additive codes: 256 prompts there, 8 steps of each here.
-AT = {"fast": Actions(search="fast"), "balanced": Actions(32, True, "normal"), "best": Actions(128, True, "best")}
+# Coding block by block (--sequential) is in none: five times the time for a tenth of a dB on the testbed at 2 bits.
+AT = {"fast": Actions(search="fast"), "balanced": Actions(32, True), "best": Actions(128, True, "best")}
 # What a number of minutes chooses from, cheapest first.
 LADDER = (AT["fast"], Actions(0, True), Actions(8, True), Actions(16, True), AT["balanced"], Actions(64, True),
           AT["best"])
 # The rest of the work in these units, by CPU time on the testbed (benchmarks/effort_work.py prints them).
 GRADIENTS = 144                            # calls that sensitivities take
 FACTORINGS = {"coding": 2, "planning": 2}  # behind a rotation and without
-FEEDBACK = {"additive": 4.5, "product": 4.5}               # coding for inputs over coding without data; others:
-FEEDBACK_ELSE = 1.9
+FEEDBACK = {"additive": 4.5, "product": 4.5}               # coding for inputs over coding without data
+FEEDBACK_ELSE = 1.9                                        # of the other methods
 PLANNING = 20e6, 2e5                       # weights coded in the time of making a plan: at its start, a layer
 SEARCH = {"fast": 0.35, "normal": 1.0, "best": 2.3}
 
@@ -100,9 +101,12 @@ def seconds(actions: Actions, given: Given, speed: Speed) -> dict[str, float]:
             speed.steps * speed.call + looked_at * (speed.call + speed.sums))
     if actions.plan:
         found["planning"] = speed.weight * (PLANNING[0] + PLANNING[1] * speed.layers)
-    found["coding"] = speed.weight * speed.weights * (SEARCH[actions.search] if given.method in SEARCHED else 1.0)
+    found["coding"] = speed.weight * speed.weights
+    if given.method in SEARCHED:
+        found["coding"] *= SEARCH[actions.search]
     if actions.feedback:
-        found["coding"] = FEEDBACK.get(given.method, FEEDBACK_ELSE) * found["coding"] + FACTORINGS["coding"] * speed.factoring
+        found["coding"] *= FEEDBACK.get(given.method, FEEDBACK_ELSE)
+        found["coding"] += FACTORINGS["coding"] * speed.factoring
         if actions.plan:
             found["planning"] += FACTORINGS["planning"] * speed.factoring
     return found
