@@ -1,6 +1,7 @@
 """The node that draws prompts and notes what layers see: Calibrate (VQ)."""
 from __future__ import annotations
 
+import logging
 import re
 
 from comfy_api.latest import io
@@ -16,6 +17,8 @@ SPANS = {"reading the model": (0.0, 0.03), "loading the model": (0.03, 0.03), "d
          "capturing": (0.45, 0.85), "sensitivities": (0.85, 1.0)}
 _SWEEP = re.compile(r"(.*), sweep (\d+) of (\d+)")
 _ADVANCED = {"advanced": True}
+_OPTIONAL = {"width": 1024, "height": 1024, "steps": 0, "cfg": 0.0, "sampler_name": FROM_PRESET,
+             "scheduler": FROM_PRESET, "timesteps": 8, "first_seed": 0, "sensitivity": True}
 
 
 def advanced_inputs() -> list:
@@ -87,7 +90,7 @@ class VQCalibrate(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, prompts="", prompt_file=None, name="", **others):
         """Run again when the prompts changed or the result is gone; the host knows when what is linked changed."""
-        return [_file_stamp(prompt_file), files.lost_results(_key(prompts, prompt_file, name, others))]
+        return [_file_stamp(prompt_file), files.lost_results(_key(prompts, prompt_file, name, _OPTIONAL | others))]
 
     @classmethod
     def execute(cls, model, clip, prompts, prompt_file, preset, count, memory_gb, name="", width=1024, height=1024,
@@ -113,7 +116,7 @@ class VQCalibrate(io.ComfyNode):
             result = calibrate(teacher, output, prompts=read(prompts, prompt_file), count=count or None,
                                size=(height, width), memory=int(memory_gb * 1e9), sensitivity=sensitivity,
                                threads=torch.get_num_threads(), progress=Progress(listener(shown), host.interrupted),
-                               tell=said.append, **options)
+                               tell=telling(shown, said), **options)
         text = "\n".join([result.path.name, f"{result.path.stat().st_size / 1e9:.2f} GB, "
                           + ("was there already" if result.already_there else f"took {duration(result.seconds)}"),
                           *said])
@@ -122,6 +125,16 @@ class VQCalibrate(io.ComfyNode):
                   "timesteps": timesteps, "first_seed": first_seed, "sensitivity": sensitivity}
         files.remember_result(_key(prompts, prompt_file, name, others), result.path)
         return text_output(text, shown, kept_files.name_of(result.path), text)
+
+
+def telling(shown: host.NodeProgress, said: list[str]):
+    """Sentences, memory first of all, as they come: in the node, in the log and for its text."""
+    def tell(note: str) -> None:
+        said.append(note)
+        shown.say("\n".join(said))
+        logging.getLogger(__name__).info("vqpack: %s", note)
+
+    return tell
 
 
 def drawing(preset: str, given: dict) -> dict:
@@ -183,5 +196,4 @@ def _file_stamp(prompt_file: str | None) -> list:
 def _key(prompts, prompt_file, name, others: dict) -> list:
     """What tells one run of the node from another, models apart."""
     return ["VQCalibrate", prompts, prompt_file, name,
-            *(others.get(field) for field in ("preset", "count", "memory_gb", "width", "height", "steps", "cfg",
-                                              "sampler_name", "scheduler", "timesteps", "first_seed", "sensitivity"))]
+            *(others.get(field) for field in ("preset", "count", "memory_gb", *_OPTIONAL))]

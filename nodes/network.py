@@ -53,7 +53,7 @@ class Network(nn.Module):
         times = timestep.to(sample.device, torch.float32).expand(halves)
         if torch.is_grad_enabled():        # what was read in inference mode cannot stand in a graph
             sample, times, y, encoder_hidden_states = (x.clone() for x in (sample, times, y, encoder_hidden_states))
-        sigma = self._model.get_model_object("model_sampling").sigma(times[:1].cpu()).to(times)
+        sigma = self._model.get_model_object("model_sampling").sigma(times[:1]).to(times)
         options = {**self.options, "cond_or_uncond": [1, 0][2 - halves:], "sigmas": sigma,
                    "uuids": self.options.get("uuids", [])[:halves]}
         return (self.inner(sample, times, context=encoder_hidden_states, y=y, control=None,
@@ -122,7 +122,7 @@ class HostSensitivities(Sensitivities):
     @staticmethod
     def row_squares(module: nn.Module) -> torch.Tensor:
         """Mean squared weight of each output row, also of coded weights, float64 [out]."""
-        return plain(module.weight.detach()).double().square().flatten(1).mean(1).cpu()
+        return plain(module.weight.detach()).float().square().flatten(1).mean(1).double().cpu()
 
     def add(self, halves: Sequence[tuple[float, Callable[[], torch.Tensor]]], generator: torch.Generator) -> None:
         """One answer, out of the host's inference mode; as Sensitivities.add."""

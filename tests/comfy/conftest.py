@@ -120,15 +120,21 @@ def save_unet_only(path: Path, out: Path) -> None:
 def make_tiny(path: Path, more: dict[str, tuple[int, ...]] | None = None) -> Path:
     """The 126 MB checkpoint with random weights that ComfyUI takes for SDXL, without text encoders, and `more`."""
     listed = gzip.decompress((ROOT / "tests" / "data" / "sdxl_tiny.keys.tsv.gz").read_bytes()).decode()
-    lines = [f"{key}\t{','.join(map(str, shape))}" for key, shape in (more or {}).items()]
-    shapes = path.with_suffix(".tsv")
-    shapes.write_text("\n".join([listed.rstrip("\n"), *lines]) + "\n", encoding="utf-8")
-    command = [sys.executable, str(ROOT / "benchmarks" / "make_checkpoint.py"), str(shapes), str(path)]
+    return make_checkpoint(path, more or {}, listed)
+
+
+def make_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], listed: str = "") -> Path:
+    """A checkpoint of these shapes, and of those listed as in tests/data, with random weights."""
+    lines = [f"{key}\t{','.join(map(str, shape))}" for key, shape in shapes.items()]
+    table = path.with_suffix(".tsv")
+    table.write_text("\n".join([*listed.splitlines(), *lines]) + "\n", encoding="utf-8")
+    command = [sys.executable, str(ROOT / "benchmarks" / "make_checkpoint.py"), str(table), str(path)]
     subprocess.run(command, check=True, capture_output=True, env=environment())
     return path
 
 
-def text_encoder_shapes(width: int = 64, layers: int = 3, second: int = 64) -> dict[str, tuple[int, ...]]:
+def text_encoder_shapes(width: int = 64, layers: int = 3, second: int = 64, inner: int = 4
+                        ) -> dict[str, tuple[int, ...]]:
     """CLIP-L and CLIP-G, `second` wide, under SDXL's names with few narrow layers, for a host told the same sizes."""
     hf, openclip = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
     out = {f"{hf}embeddings.token_embedding.weight": (49408, width),
@@ -138,9 +144,9 @@ def text_encoder_shapes(width: int = 64, layers: int = 3, second: int = 64) -> d
     for layer in range(layers):
         one, two = f"{hf}encoder.layers.{layer}.", f"{openclip}transformer.resblocks.{layer}."
         matrices = {**{f"{one}self_attn.{n}_proj.": (width, width) for n in ("q", "k", "v", "out")},
-                    f"{one}mlp.fc1.": (4 * width, width), f"{one}mlp.fc2.": (width, 4 * width),
+                    f"{one}mlp.fc1.": (inner * width, width), f"{one}mlp.fc2.": (width, inner * width),
                     f"{two}attn.in_proj_": (3 * second, second), f"{two}attn.out_proj.": (second, second),
-                    f"{two}mlp.c_fc.": (4 * second, second), f"{two}mlp.c_proj.": (second, 4 * second)}
+                    f"{two}mlp.c_fc.": (inner * second, second), f"{two}mlp.c_proj.": (second, inner * second)}
         for name, shape in matrices.items():
             out |= {f"{name}weight": shape, f"{name}bias": shape[:1]}
         for norm, size in ((f"{one}layer_norm1.", width), (f"{one}layer_norm2.", width), (f"{two}ln_1.", second),

@@ -12,6 +12,11 @@ def vega_like(in_channels: int = 4) -> dict[str, tuple[int, ...]]:
     return _unet(320, ((0, 0), (1, 1), (2, 2)), 1, {4: 1}, in_channels, context=2048, vector=2816)
 
 
+def narrow() -> dict[str, tuple[int, ...]]:
+    """Segmind-Vega's input depths and a middle as diffusers builds it, no attention after that, all of 320 channels."""
+    return _unet(320, ((0, 0), (1, 1), (2, 2)), 2, {}, 4, context=2048, vector=2816)
+
+
 def refiner_like() -> dict[str, tuple[int, ...]]:
     """The refiner's input depths, without attention elsewhere, all of 384 channels."""
     return _unet(384, ((0, 0), (4, 4), (4, 4), (0, 0)), 0, {}, 4, context=1280, vector=2560)
