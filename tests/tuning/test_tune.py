@@ -105,7 +105,8 @@ def test_nothing_is_written_where_nothing_got_better(coarse, testbed, quick, tmp
     (["--steps", "0"], "--steps must be 1"), (["--minutes", "nan"], "--minutes must be"),
     (["--train", "scales,codes"], "got 'codes'"), (["--finish"], "no stopped run"),
     (["--steps", "1", "-o", "none/x"], "does not exist"), (["--steps", "1", "--count", "0"], "--count must be"),
-    (["--steps", "1", "--sampler-steps", "0"], "--steps must be"), (["--steps", "1", "--size", "64x65"], "multiples")])
+    (["--steps", "1", "--sampler-steps", "0"], "--sampler-steps must be"),
+    (["--steps", "1", "--size", "64x65"], "multiples")])
 def test_bad_input_is_one_sentence(coarse, testbed, tmp_path, capsys, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert main(["tune", str(coarse), "--teacher", str(testbed), "-o", "x", *arguments]) == 1

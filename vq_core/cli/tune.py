@@ -30,6 +30,8 @@ def add(commands) -> None:
     p.add_argument("--tables", default="shared", choices=("frozen", "shared", "layer"),
                    help="trellis tables: as they are, one trained for all layers that share it, or one a layer "
                         "(stored: 4 KB each)")
+    p.add_argument("--flips", type=float, default=0.0, metavar="F",
+                   help="share of the trellis codes that may change every 10 steps, e.g. 0.01 (default 0: none)")
     p.add_argument("--rank", type=int, default=0, metavar="R",
                    help="give every coded layer a trained low-rank branch (stored: 2 R (in + out) bytes; default none)")
     p.add_argument("--calibration", metavar="CAL", help="file of `vqpack calibrate`: a better start for --rank")
@@ -87,13 +89,13 @@ def _tuning(args):
     unknown = next((name for name in names if name not in TRAINED), None)
     if unknown is not None:
         raise PlanError(f"--train must name some of {', '.join(TRAINED)}, got '{unknown}'")
-    trained = Trained(tables=args.tables, columns=args.columns, rank=args.rank,
+    trained = Trained(tables=args.tables, columns=args.columns, rank=args.rank, codes=args.flips > 0,
                       **{name: name in names for name in TRAINED})
     on_cpu = args.device is None and not _has_gpu() or args.device == "cpu"
     minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes
     return Tuning(steps=args.steps, minutes=minutes, batch=args.batch, together=args.together or (args.batch if on_cpu
                   else 1), rate=args.rate, loss=args.loss, weighting=args.weighting, trajectory=args.trajectory,
-                  seed=args.seed, trained=trained)
+                  seed=args.seed, flips=args.flips, trained=trained)
 
 
 def _has_gpu() -> bool:

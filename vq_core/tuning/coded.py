@@ -112,7 +112,7 @@ class _Multiply(torch.autograd.Function):
         pieces = layer.pieces(now)
         weight = layer.assembled(pieces).to(x.dtype)
         of_x, of_weight = layer.gradients(x, weight, gradient.to(x.dtype), ctx.needs_input_grad[0])
-        found = layer.pull_back(of_weight, pieces, now) if ctx.masters else {}
+        found = layer.pull_back(of_weight, pieces, now)
         return of_x, None, *(found.get(master) for master in ctx.masters)
 
 

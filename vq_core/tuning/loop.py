@@ -6,7 +6,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..progress import Progress
+from .flips import FIRST_STEP, Flipper
 from .lessons import Batch, Lessons, order, spread
 from .loss import INTERVALS, Loss, relative_weights
 from .settings import RATES, Tuning, schedule
@@ -38,6 +39,8 @@ class Course:
     norm: float = 0.0                      # running mean of the gradient's norm
     history: list[tuple[int, float]] = field(default_factory=list)     # (step, held-out loss)
     weights: list[float] = field(default_factory=lambda: [1.0] * INTERVALS)
+    flip_step: float = FIRST_STEP          # Flipper.step
+    flipped: int = 0                       # code groups so far
     stopped: str = ""                      # why it ended early, a sentence
 
 
@@ -53,6 +56,7 @@ class Loop:
         self.held_out = spread(lessons.held_out, tuning.held_out_calls)
         self.course, self.best = Course(steps=tuning.steps), student.values()
         self.power = lessons.power()
+        self.flipper = Flipper(student, tuning.flips) if tuning.flips else None
         self._saved, self._cost, self._whole = time.monotonic(), 0.0, True
         self._load()
 
@@ -64,7 +68,7 @@ class Loop:
                 self._begin()
             self._work()
         except BaseException:
-            if self._whole:
+            if self._whole and self.flipper is None:   # gathered gradients are not saved: back to the last flip
                 self._save()
             raise
         finally:
@@ -92,6 +96,8 @@ class Loop:
         self.progress.start("tuning", course.steps or 1)
         self.progress.advance(course.step)
         times: list[float] = []
+        if self.flipper is not None:
+            self.flipper.gather(self._turn())
         while not course.stopped and (course.steps is None or course.step < course.steps):
             started = time.monotonic()
             if not self._step():
@@ -102,13 +108,43 @@ class Loop:
             if course.steps is None and len(times) >= PROBE:
                 self._choose_steps(times[2:])
             self._tell()
+            flipped = self.flipper is not None and course.step % tuning.flip_every == 0
+            if flipped:
+                self._flip()
             last = course.step == course.steps or self._late()
             if course.steps is not None and (last or course.step % max(1, course.steps // tuning.checks) == 0):
                 self._judge()
             if self._late():
                 break
-            self._save_sometimes()
+            if flipped or self.flipper is None:
+                self._save_sometimes()
         self.progress.finish()
+
+    def _turn(self) -> int:
+        return self.course.step // self.tuning.flip_every
+
+    def _flip(self) -> None:
+        """Codes follow the gradients since the last time, if the loss of as many calls as a step has falls."""
+        course, loss = self.course, self.loss()
+        chosen = [self.lessons.train[i] for i in order(len(self.lessons.train), 2 * self.tuning.batch, course.step,
+                                                       self.tuning.seed + 1)]
+
+        def judge() -> float:
+            total = 0.0
+            with torch.no_grad():
+                for batch in self._batches(chosen):
+                    losses = loss.each(self._ask(batch), batch.answers).cpu()
+                    total += float((losses * loss.of_levels(batch.levels)).sum())
+            return total / len(chosen)
+
+        self.flipper.step = course.flip_step
+        done = self.flipper.flip(self._turn() - 1, judge)
+        course.flip_step, course.flipped = self.flipper.step, course.flipped + done.flipped
+        self.flipper.gather(self._turn())
+
+    def _batches(self, chosen: list[tuple[int, int]]) -> Iterator[Batch]:
+        for first in range(0, len(chosen), self.tuning.together):
+            yield self.lessons.batch(chosen[first:first + self.tuning.together])
 
     def _choose_steps(self, times: list[float]) -> None:
         """As many steps as fit, the looks at held-out pictures counted."""
@@ -133,8 +169,7 @@ class Loop:
         tuning, course, loss = self.tuning, self.course, self.loss()
         chosen = [self.lessons.train[i] for i in order(len(self.lessons.train), tuning.batch, course.step, tuning.seed)]
         self.optimizer.zero_grad(set_to_none=True)
-        for first in range(0, len(chosen), tuning.together):
-            batch = self.lessons.batch(chosen[first:first + tuning.together])
+        for batch in self._batches(chosen):
             said = self._ask(batch)
             value = (loss.each(said, batch.answers) * loss.of_levels(batch.levels).to(said.device)).sum() / len(chosen)
             value.backward()
@@ -170,8 +205,7 @@ class Loop:
         """Unweighted losses and levels of the held-out calls, with the student as a file would hold it."""
         loss, losses, levels = self.loss(), [], []
         with torch.no_grad(), self.student.as_stored():
-            for first in range(0, len(self.held_out), self.tuning.together):
-                batch = self.lessons.batch(self.held_out[first:first + self.tuning.together])
+            for batch in self._batches(self.held_out):
                 losses.append(loss.each(self._ask(batch), batch.answers).cpu())
                 levels.append(batch.levels)
                 self.progress.advance()
@@ -199,8 +233,9 @@ class Loop:
         """The whole state; complete or the one before."""
         started, arrays = time.monotonic(), {}
         moments = self.optimizer.state
+        for name, value in self.student.values().items():
+            arrays[f"now.{name}"], arrays[f"best.{name}"] = value, self.best[name]
         for name, item in self.student.trainable.items():
-            arrays[f"now.{name}"], arrays[f"best.{name}"] = item.parameter, self.best[name]
             for moment in ("exp_avg", "exp_avg_sq", "step"):
                 if item.parameter in moments:
                     arrays[f"{moment}.{name}"] = moments[item.parameter][moment]
@@ -217,7 +252,7 @@ class Loop:
                 found = {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return
-        names = self.student.trainable
+        names = self.student.values()
         if any(f"{what}.{name}" not in found for name in names for what in ("now", "best")):
             return
         steps = self.course.steps
@@ -225,7 +260,7 @@ class Loop:
         self.course.steps = steps if steps is not None else self.course.steps
         self.best = {name: torch.from_numpy(found[f"best.{name}"]) for name in names}
         self.student.take({name: torch.from_numpy(found[f"now.{name}"]) for name in names})
-        for name, item in names.items():
+        for name, item in self.student.trainable.items():
             if f"exp_avg.{name}" in found:
                 moments = {moment: torch.from_numpy(found[f"{moment}.{name}"]) for moment in
                            ("exp_avg", "exp_avg_sq", "step")}

@@ -71,6 +71,7 @@ class Trained:
     biases: bool = True
     norms: bool = True
     dense: bool = True
+    codes: bool = False                    # some may flip (flips.py)
     rank: int = 0                          # of a low-rank branch that every coded layer gets; 0 = none
 
 
@@ -83,6 +84,7 @@ class PartMasters(nn.Module):
             ones = torch.ones(part.channels, dtype=torch.float16, device=part.codes.device)
             part = replace(part, scales=replace(part.scales, col=ones))
         self.part, self.table = part, table
+        self.gathered: torch.Tensor | None = None      # gradients of the integers added up, where codes may flip
         self.rows = _zeros(part.scales.row) if trained.scales else None
         self.groups = _zeros(part.scales.group) if trained.scales else None
         self.columns = _zeros(part.scales.col) if trained.scales or trained.columns else None
@@ -116,8 +118,12 @@ class PartMasters(nn.Module):
             out[self.groups] = _group_sums(product, self.part.scales.group_size) / (1 + self.groups.detach())
         if self.columns is not None:
             out[self.columns] = product.view(rows * taps, -1).sum(0) / (1 + self.columns.detach())
+        if self.book is None and self.table is None and self.gathered is None:
+            return out
+        integers = unrotated_gradient(gradient * scale_matrix(now.scales, gradient, taps), self.part)
+        if self.gathered is not None:
+            self.gathered += integers
         if self.book is not None or self.table is not None:
-            integers = unrotated_gradient(gradient * scale_matrix(now.scales, gradient, taps), self.part)
             sums = entry_sums(integers, now)
             if self.book is not None:
                 # `now` counts in its own steps, the master in the stored ones: gain * step of one = gain of the other

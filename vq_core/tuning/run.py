@@ -69,8 +69,8 @@ class Result:
 def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None, *,
          prompts: str | Path | Sequence[str] = BUILT_IN, count: int | None = None, tuning: Tuning | None = None,
          preset: str = "base", size: tuple[int, int] | None = None, device: str | None = None,
-         configs: str | Path | None = None, calibration: str | Path | None = None, overwrite: bool = False,
-         finish: bool = False,
+         configs: str | Path | None = None, calibration: str | Path | None = None,
+         recordings: str | Path | None = None, overwrite: bool = False, finish: bool = False,
          progress: Progress | None = None, tell: Callable[[str], None] | None = None, **settings) -> Result:
     """Teach a vqpack file to predict what the checkpoint it was made from predicts; its codes stay as they are.
 
@@ -78,8 +78,9 @@ def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None
     or folder, None = beside the file. prompts: "built-in", a file, or a list; a fifth of them is held out. finish:
     write the best that a stopped run has found, without another step. settings: fields of calibration.settings.Settings
     that replace the preset's. calibration: file of `vqpack calibrate`, for where low-rank branches begin. tell: called
-    with each sentence worth reading. The same input, settings and number of steps give the same bytes on the CPU.
-    Raises VQError; where nothing got better nothing is written.
+    with each sentence worth reading. recordings: folder where what the teacher said is kept for other runs. The same
+    input, settings and number of steps give the same bytes on the CPU. Raises VQError; where nothing got better nothing
+    is written.
     """
     started, progress = time.monotonic(), progress or Progress()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,9 +94,12 @@ def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None
                              device=torch.device(device).type)
     if settings.get("timesteps") is None:
         chosen = replace(chosen, timesteps=chosen.steps)     # every step that is drawn is learned from
-    chosen.check(models.factor())
+    try:
+        chosen.check(models.factor())
+    except PlanError as error:             # --steps are of learning here
+        raise PlanError(str(error).replace("--steps", "--sampler-steps")) from None
     job = _Job(models, file, original, tuning, chosen, given, progress, tell or (lambda _: None))
-    job.use(calibration)
+    job.use(calibration, recordings)
     try:
         with _threads(chosen.threads if chosen.device == "cpu" else None):
             return job.run(target(file.path, output), overwrite, finish, started)
@@ -163,9 +167,9 @@ class _Job:
         self.drawn = _digest(drawn)
         self.fingerprint = _digest([self.drawn, file.content or str(file.identity), tuning.to_json()])
 
-    def use(self, path: str | Path | None) -> None:
-        """Take low-rank branches' beginnings from a calibration."""
-        self.calibration = path
+    def use(self, path: str | Path | None, recordings: str | Path | None) -> None:
+        """Take low-rank branches' beginnings from a calibration; keep recordings in a folder of their own."""
+        self.calibration, self.recordings = path, recordings
         if path is None:
             return
         if not self.tuning.trained.rank:
@@ -217,8 +221,8 @@ class _Job:
         self.say(memory.sentence())
         if memory.checkpoint:
             student.unet.enable_gradient_checkpointing()
-        folder = root / self.drawn[:32]
-        folder.mkdir(exist_ok=True)
+        folder = Path(self.recordings or root) / self.drawn[:32]
+        folder.mkdir(parents=True, exist_ok=True)
         lessons = Lessons(folder, self.pictures)
         if lessons.missing():
             pipe = self.models.pipeline(self.original)
@@ -254,9 +258,9 @@ class _Job:
                           f"was written: give more prompts or steps, or a lower --rate")
         facts = {"steps": course.best_step, "of": course.step, "pictures": len(self.pictures),
                  "before": float(f"{course.start:.6g}"), "after": float(f"{course.best:.6g}"),
-                 "trained": student.numbers(), "rank": self.tuning.trained.rank, "loss": self.tuning.loss,
-                 "weighting": self.tuning.weighting, "trajectory": self.tuning.trajectory,
-                 "batch": self.tuning.batch, "seed": self.tuning.seed}
+                 "trained": student.numbers(), "rank": self.tuning.trained.rank, "flips": self.tuning.flips,
+                 "flipped": course.flipped, "loss": self.tuning.loss, "weighting": self.tuning.weighting,
+                 "trajectory": self.tuning.trajectory, "batch": self.tuning.batch, "seed": self.tuning.seed}
         return write(student, self.original.path, path, overwrite, facts, self.progress)
 
 

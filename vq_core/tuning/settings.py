@@ -30,6 +30,8 @@ class Tuning:
     loss: str = "halves"
     weighting: str = "even"
     trajectory: str = "teacher"
+    flips: float = 0.0                     # share of a layer's code groups that may flip each time, 0 = none
+    flip_every: int = 10                   # steps
     checks: int = 20                       # looks at the held-out pictures
     held_out_calls: int = 64               # at most, in each look
     seed: int = 0
@@ -39,11 +41,14 @@ class Tuning:
         """PlanError in one sentence for what cannot be done."""
         for name, value, low, high in (("--steps", self.steps, 1, 10**7), ("--minutes", self.minutes, 0, 10**5),
                                        ("--batch", self.batch, 1, 4096), ("--together", self.together, 1, 4096),
-                                       ("--rate", self.rate, 0, 1000), ("checks", self.checks, 1, 10**5)):
+                                       ("--rate", self.rate, 0, 1000), ("--flips", self.flips, 0, 1),
+                                       ("checks", self.checks, 1, 10**5)):
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 raise PlanError(f"{name} must be {low} to {high}, got {value:g}")
         if self.steps is None and not self.minutes:
             raise PlanError("tune needs to know how long: give --minutes or --steps")
+        if bool(self.flips) != self.trained.codes:
+            raise PlanError("codes flip where a share of them is named: give flips and trained.codes together")
         if not 0 <= self.trained.rank <= MAX_RANK:
             raise PlanError(f"--rank must be 0 to {MAX_RANK}, got {self.trained.rank}")
         for name, value, known in (("--tables", self.trained.tables, TABLES), ("--loss", self.loss, LOSSES),

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from ..layers import VQConv2d, VQLinear
 from ..pipeline import load_unet
 from ..table_record import table_key
 from .coded import TunedLayer
-from .masters import Trained, TrellisTable
+from .masters import PartMasters, Trained, TrellisTable
 
 # What a parameter belongs to -> its learning rate is a share of a scale, or of the root mean square of a tensor.
 KINDS = ("scales", "books", "tables", "branches", "biases", "norms", "dense")
@@ -120,13 +120,21 @@ class Student:
                     part.table.keep_in_range()
 
     def values(self) -> dict[str, torch.Tensor]:
-        """Copies of all trained tensors on the CPU, by name."""
-        return {name: item.parameter.detach().to("cpu", copy=True) for name, item in self.trainable.items()}
+        """Copies of all trained tensors on the CPU, by name; of codes too, where they may flip."""
+        found = {name: item.parameter.detach().to("cpu", copy=True) for name, item in self.trainable.items()}
+        return found | {name: part.part.codes.cpu() for name, part in self._flipping()}
 
     def take(self, values: Mapping[str, torch.Tensor]) -> None:
         """Set all trained tensors from `values`."""
         for name, item in self.trainable.items():
             item.parameter.data.copy_(values[name])
+        for name, part in self._flipping():
+            part.part = replace(part.part, codes=values[name].to(part.part.codes.device))
+
+    def _flipping(self) -> Iterator[tuple[str, PartMasters]]:
+        for key, layer in self.layers.items() if self.trained.codes else ():
+            for index, part in enumerate(layer.parts):
+                yield f"{key}|{index}.codes", part
 
     @contextmanager
     def as_stored(self) -> Iterator[None]:
