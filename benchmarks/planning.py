@@ -148,14 +148,19 @@ def unseen_calls(args) -> list[Calls]:
 
 
 def change(unet, module: str, weight: torch.Tensor, calls: list[Calls], before: list[torch.Tensor]) -> float:
-    """Mean over calls and halves of the squared change of the noise when a layer gets this weight."""
+    """Squared change of the guided noise when a layer gets this weight: geometric mean over calls."""
     layer = unet.get_submodule(module)
     own, layer.weight = layer.weight, torch.nn.Parameter(weight.reshape(layer.weight.shape), requires_grad=False)
     try:
         after = [calls_.ask(unet, i) for calls_ in calls for i in range(len(calls_.steps))]
     finally:
         layer.weight = own
-    return float(torch.cat([(a - b).double().square().flatten(1).sum(1) for a, b in zip(after, before)]).mean())
+    return geometric_mean([float(guided(a - b).double().square().sum()) for a, b in zip(after, before)])
+
+
+def guided(halves: torch.Tensor) -> torch.Tensor:
+    """What a step is made with, of the answers without and with the prompt [2, 4, h, w] -> [4, h, w]"""
+    return halves[0] + GUIDANCE * (halves[1] - halves[0])
 
 
 def tokens(args) -> dict:

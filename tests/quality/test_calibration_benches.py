@@ -120,13 +120,14 @@ def test_change_of_the_noise_is_that_of_the_layer_and_undone(bench):
         steps = (0, 1)
 
         def ask(self, unet, i):
-            return unet(torch.full((2, 3), i + 1.0))                                # [halves, 3]
+            return unet((i + 1) * torch.tensor([[1.0], [2.0]]).expand(2, 3))        # [halves, 3]
 
     unet = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False)).requires_grad_(False)
     weight, calls = unet[0].weight.detach().clone(), [Asked()]
     before = [calls[0].ask(unet, i) for i in range(2)]
     got = bench("planning").change(unet, "0", weight + 0.1, calls, before)
-    assert got == pytest.approx((3 * 0.3**2 + 3 * 0.6**2) / 2, rel=1e-5)            # 0.1 times the sum of the inputs
+    # 0.1 times the sum of the inputs: .3 and .6 in the first call's halves, .3 + 3 (.6 - .3) guided; then twice
+    assert got == pytest.approx((3 * 1.2**2 * 3 * 2.4**2) ** 0.5, rel=1e-5)
     assert torch.equal(unet[0].weight, weight)
 
 
