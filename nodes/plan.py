@@ -35,7 +35,7 @@ class VQPlan(io.ComfyNode):
                 io.Float.Input("amount", default=1.2, min=0.001, max=100.0, step=0.05, round=0.001,
                                tooltip="Gigabytes (decimal) or bits a weight, at most."),
                 io.Combo.Input("method", options=list(METHODS), default=METHODS[0],
-                               tooltip="How weights are coded. trellis: 1 to 4 bits in halves, palettes of 5, 6 and 8, "
+                               tooltip="How weights are coded. trellis: 1 to 4 bits in halves, 5, 6, palettes of 8, "
                                        "or kept; the others: 2 to 8 bits."),
                 io.Combo.Input("text_encoder_bits", options=list(TEXT_ENCODER_BITS), default=TEXT_ENCODER_BITS[0],
                                tooltip="Bits per text encoder weight. 16 keeps the text encoders as they are."),
