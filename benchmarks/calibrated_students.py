@@ -16,7 +16,7 @@ from vqpack.vq_core.planning.run import plan as make_planned  # noqa: E402
 CODE = (*MADE_BY, "benchmarks/calibrated_students.py")
 PROMPTS, STEPS, TIMESTEPS, GUIDANCE = 48, 20, 8, 3.0       # of the calibration
 SCENES = 5                                 # seed of its captions; training used 1, the prompts drawn by quality.py 11
-PLANNED = (1, 1.5, 2, 2.5, 3)
+PLANNED = (1.5, 2, 2.5, 3)
 TRELLIS = (1, 1.5, 2, 2.5, 3, 3.5, 4)
 
 
