@@ -1,7 +1,6 @@
 """quantize: a checkpoint or a model in memory in, one small file out. One layer at a time; a stopped run resumes."""
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -13,27 +12,25 @@ from pathlib import Path
 import torch
 
 from .arch import layers as arch_layers
-from .bits import Stored, count_bits
+from .bits import Stored
 from .calibration.file import Calibration
 from .container import Writer, output_name
 from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed
 from .errors import PlanError
 from .file_names import SUFFIX, glob_safe, safe_stem
-from .inspection import REPORT_KEY, pack_report, read_result, spec_of
-from .keymap import KEYMAP_KEY
+from .header import common_metadata, dump, fingerprint, settle
+from .inspection import read_result, spec_of
 from .plan import PARTS, Plan, make_plan
 from .progress import Progress
 from .source import Source, open_source
 from .tables import table_by_id, table_bytes, table_key
-from .text_encoders import Item, stored_items, stored_keymap
+from .text_encoders import Item, stored_items
 from .version import __version__
 from .workers import Stoppable, as_done, worker_count
 
-MAX_MODELSPEC = 16384                      # longer values (thumbnails) would not fit the 1 MB header
 # Time of one weight beside a trellis weight's at window 12 (1.4 M weights/s a core with numba, palette 10, copies 200).
 EFFORT = {"dense": 0.01, "palette": 0.14, "uniform": 0.1}
-PRIVATE_MODELSPEC = ("modelspec.thumbnail", "modelspec.date", "modelspec.hash_sha256")
 
 
 @dataclass(frozen=True)
@@ -300,39 +297,3 @@ class _Job:
         return {**common_metadata(self.source, self.source.metadata), "vqpack.bits": dump(bits),
                 "vqpack.source": dump(self.identity), "vqpack.plan": dump(self.plan.to_json()),
                 "vqpack.settings": dump(self.settings), "vqpack.summary": dump(summary)}
-
-
-def settle(writer: Writer, rows: list[dict], stored: list[Stored], metadata_of) -> tuple[int, dict[str, str]]:
-    """Add the report -> (file's bytes, metadata). The size stands in the header: count until the numbers hold still.
-
-    rows: of the report, one per coded layer; metadata_of(bits) -> the header's metadata for these averages.
-    """
-    if REPORT_KEY not in writer:
-        writer.add(REPORT_KEY, pack_report({"layers": rows}))
-    file_bytes, metadata = 0, {}
-    for _ in range(8):
-        metadata = metadata_of(count_bits(stored, file_bytes))
-        size = writer.file_bytes(metadata)
-        if size == file_bytes:
-            break
-        file_bytes = size
-    return file_bytes, metadata
-
-
-def common_metadata(source: Source, carried: dict[str, str]) -> dict[str, str]:
-    """What every file's header has: tool, architecture, key map and what is carried over of its origin's modelspec."""
-    keymap = stored_keymap(source)
-    kept = {key: value for key, value in carried.items() if key.startswith("modelspec.")
-            and key not in PRIVATE_MODELSPEC and len(value) <= MAX_MODELSPEC}
-    return {**kept, **({KEYMAP_KEY: keymap.to_json()} if keymap else {}),
-            "vqpack.tool": f"vqpack {__version__}", "vqpack.architecture": source.architecture}
-
-
-def fingerprint(identity: dict, plan: dict, settings: dict, version: str) -> str:
-    """What decides the bytes of a result: source, plan, settings and the program's version -> hex digits"""
-    return hashlib.sha256(dump([identity, plan, settings, version]).encode()).hexdigest()
-
-
-def dump(value) -> str:
-    """JSON with one spelling."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -11,9 +11,9 @@ from .arch import layers as arch_layers
 from .bits import Stored
 from .container import Reader, Writer
 from .errors import PlanError, VQError
+from .header import common_metadata, dump, settle
 from .inspection import json_field, read_report
 from .progress import Progress
-from .quantize import common_metadata, dump, settle
 from .record import part_table
 from .source import Source
 from .table_record import table_key

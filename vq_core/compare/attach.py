@@ -6,9 +6,9 @@ from pathlib import Path
 from ..container import Reader, Writer
 from ..errors import FormatError
 from ..file_names import SUFFIX, safe_stem
+from ..header import dump, settle
 from ..inspection import REPORT_KEY, content_id, json_field, pack_report, read_report, stored_costs
 from ..progress import Progress
-from ..quantize import dump, settle
 from .short import KEY, read_comparison, short_form
 
 

@@ -13,9 +13,9 @@ from ..decompress import decode_tensor
 from ..encode import relative_error
 from ..errors import FormatError
 from ..file_names import SUFFIX, safe_stem
+from ..header import dump, settle
 from ..inspection import json_field, read_report, spec_of
 from ..progress import Progress
-from ..quantize import dump, settle
 from ..record import build_blob, parse_blob, part_table
 from ..source_reader import open_reader
 from ..table_record import parse_table, table_id, table_key
