@@ -23,7 +23,8 @@ WINDOW = 16                                # steps coded again together: one gro
 GATHERED_BYTES = 1 << 30                   # of gradients; a larger model's layers take turns
 TRIED = 2                                  # times the groups that may flip are coded to find the best
 LEAST_STEP, MOST_STEP = 1 / 64, 4.0        # of a target, in root mean square coding errors
-FIRST_STEP, GROW, SHRINK = 0.25, 1.2, 0.5
+FARTHEST = 2.0                             # a weight's wish, in the same
+FIRST_STEP, GROW, SHRINK = 1.0, 1.2, 0.5
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Flipper:
             targets = decode_part(replace(now, rotation=0, scales=Scales(1.0))) + moved
             codes, gain = recode(now, targets, some)
             found.append((part, some, codes))
-            gains.append(gain * curvature)
+            gains.append(gain * _sums(curvature, some, now.vector) / (WINDOW * now.vector))
         chosen = []
         for (part, some, codes), mask in zip(found, _largest(gains, most), strict=True):
             mask = mask & _differs(part.part, some, codes)
@@ -101,18 +102,22 @@ class Flipper:
         return chosen
 
 
-def _wish(part: PartMasters, step: float) -> tuple[torch.Tensor, float]:
-    """Where integers would like to move to, [out, cols], and the curvature that was assumed for it.
+def _wish(part: PartMasters, step: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where integers would like to move to, and the curvature that was assumed for it, both [out, cols].
 
-    The curvature is such that a usual gradient asks for `step` times the usual error of the code.
+    The curvature is such that a usual gradient of a row and column asks for `step` times the usual error of the code.
+    With one curvature for a layer the few weights of large inputs were thrown far away: 59 of 400128 groups flipped
+    made the testbed's held-out error 18 % larger.
     """
     gradient, stored = part.gathered, part.part
-    usual = float(gradient.square().mean().sqrt())
+    squares = gradient.square()
+    total = squares.mean().sqrt()
     error = float(stored.table.float().square().mean().sqrt()) * 2.0 ** (-stored.step_bits / stored.vector)
-    if not usual > 0:
-        return torch.zeros_like(gradient), 0.0
-    curvature = usual / (step * error)
-    return -gradient / curvature, curvature
+    if not float(total) > 0:
+        return torch.zeros_like(gradient), torch.zeros_like(gradient)
+    usual = squares.mean(1, keepdim=True).sqrt() * squares.mean(0, keepdim=True).sqrt() / total
+    curvature = usual.clamp(min=float(total) * 1e-3) / (step * error)
+    return (-gradient / curvature).clamp(-FARTHEST * error, FARTHEST * error), curvature
 
 
 def _sums(values: torch.Tensor, windows: Windows, vector: int) -> torch.Tensor:
