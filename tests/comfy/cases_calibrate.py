@@ -116,6 +116,7 @@ def case_short() -> dict:
 
 def case_node(model, clip) -> dict:
     """A run, what it shows and leaves, and the same run again."""
+    comfy.model_management.load_models_gpu([model])        # what loading does is the host's
     before, bar, real = touched(model), [], host.NodeProgress.__call__
     host.NodeProgress.__call__ = lambda self, *args: (real(self, *args), bar.append((args[0], self._shown)))[0]
     name, text, shown = calibrated(model, clip, memory_gb=MEMORY)
@@ -126,7 +127,7 @@ def case_node(model, clip) -> dict:
     DRAWN.clear()
     again = calibrated(model, clip, memory_gb=MEMORY)
     return {"name": name, "text": text, "ui": list(shown["text"]), "untouched": before == after,
-            "left": [after["hooks"], after["forwards"], after["gradients"]],
+            "left": [after["hooks"], after["forwards"]],
             "inference": torch.is_inference_mode_enabled(),
             "bar": [value for _, value in bar], "stages": list(dict.fromkeys(stage for stage, _ in bar)),
             "previews": [len(pictures), list(pictures[-1][1])], "again": [again[0], again[1], len(DRAWN)],
@@ -168,14 +169,14 @@ def interrupted(model, clip) -> dict:
         DRAWN.clear()
         end = refused(calibrated, model, clip, name="stopped")
         left = touched(model)
-        found[stage] = [end, sum(steps > 1 for steps in DRAWN), left["hooks"] + left["forwards"] + left["gradients"],
+        found[stage] = [end, sum(steps > 1 for steps in DRAWN), left["hooks"] + left["forwards"],
                         sorted(p.name for p in folder.glob("stopped*"))]
     run.Progress.advance = real
     DRAWN.clear()
     name = calibrated(model, clip, name="stopped")[0]
     drawn = sum(steps > 1 for steps in DRAWN)
     return {"interrupted": found, "resumed": [drawn, kept(name).read_bytes() == kept(
-        "made.vqcal.safetensors").read_bytes()], "left": sorted(p.name for p in folder.glob("*.parts"))}
+        "made.vqcal.safetensors").read_bytes()], "parts_left": sorted(p.name for p in folder.glob("*.parts"))}
 
 
 def trouble(model, clip) -> dict:
