@@ -76,7 +76,7 @@ def _of_pictures(ours: torch.Tensor, theirs: torch.Tensor) -> Values:
 
 
 def attribute_scores(pictures: dict[str, torch.Tensor], teacher: torch.Tensor, settings: Settings
-            ) -> tuple[dict[str, Values], dict[str, str]]:
+                     ) -> tuple[dict[str, Values], dict[str, str]]:
     """-> attribute scores of all students, and metrics that are not stated with the reason"""
     why = {} if metrics.lpips_is_here() else {"lpips": "not stated: its package or weights are not here"}
     try:

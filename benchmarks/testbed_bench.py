@@ -141,10 +141,10 @@ def judged(folder: Path, name: str, weights: dict[str, torch.Tensor], way: Way, 
     try:
         found = {"noise_snr": trajectory.noise_along(pipe, teacher, "teacher", BATCH).snr().mean((0, 1)).tolist()}
         if draw:
-            found["latent_psnr"] = trajectory.latent_psnr_along(_sample(pipe, way), teacher)[-1].tolist()
+            found["latent_psnr"] = trajectory.latent_psnr_along(sample(pipe, way), teacher)[-1].tolist()
     finally:
         pipe.unet = own
-    _publish(kept, lambda part: part.write_text(json.dumps(found)))
+    publish(kept, lambda part: part.write_text(json.dumps(found)))
     return found
 
 
@@ -153,9 +153,9 @@ def teacher_way(folder: Path, way: Way) -> trajectory.Trajectory:
     path = folder / f"teacher-{digest(CAPTURE_CODE, asdict(way))}.pt"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = vars(_sample(load_teacher(), way))
+        drawn = vars(sample(load_teacher(), way))
         plain = {name: value for name, value in drawn.items() if name != "settings"}
-        _publish(path, lambda part: torch.save(plain, part))
+        publish(path, lambda part: torch.save(plain, part))
     return trajectory.Trajectory(settings=_as_drawn(way), **torch.load(path, weights_only=True))
 
 
@@ -168,10 +168,11 @@ def write_csv(path: Path, rows: list[dict]) -> None:
             table.writerows(rows)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    _publish(path, write)
+    publish(path, write)
 
 
-def _publish(path: Path, write) -> None:
+def publish(path: Path, write) -> None:
+    """write(part) makes a file that becomes `path` when it is complete."""
     part = path.with_suffix(f".{os.getpid()}.part")
     write(part)
     os.replace(part, path)
@@ -198,6 +199,7 @@ def _as_drawn(way: Way) -> trajectory.Settings:
     return trajectory.Settings(way.steps, way.guidance, (SIDE, SIDE), way.sampler)
 
 
-def _sample(pipe, way: Way) -> trajectory.Trajectory:
+def sample(pipe, way: Way) -> trajectory.Trajectory:
+    """Draw a way with any pipeline of the testbed."""
     return trajectory.sample(pipe, scene_captions(way.prompts, way.scenes), way.seeds(), way.steps, way.guidance,
                              (SIDE, SIDE), way.sampler, batch=BATCH)

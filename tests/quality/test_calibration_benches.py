@@ -184,3 +184,27 @@ def test_mean_rates_by_place_and_role(bench):
             row("input_blocks.1.0.b", "conv1", 30, 4)]
     found = bench("sdxl_block").mean_rates(rows)
     assert found == {"input_blocks.1": {"conv1": 3.5}, "middle_block": {"ff": 16.0}}
+
+
+def test_students_to_be_tuned_can_be_and_one_name_is_one_student(bench):
+    tuned, known = bench("tuned"), {}
+    for part in tuned.PARTS.values():
+        for student in part():
+            assert known.setdefault(student.name, student) == student
+            tuned.Tuning(steps=1, **student.tuning, trained=tuned.Trained(**student.trained)).check()
+    assert {"trellis-3-tuned", "gptq-4-tuned", "adaround-4-tuned", "trellis-2 flips", "trellis-2-free"} <= set(known)
+    alone = known["trellis-2 biases"].trained
+    assert alone["biases"] and not any(alone[kind] for kind in ("scales", "books", "norms", "dense"))
+
+
+def test_tuned_lines_hold_every_metric_with_its_interval(bench):
+    tuned = bench("tuned")
+    found = {"bits": 3.2, "seconds": 1.6, "noise_snr": torch.tensor([1.0, 2.0, 9.0], dtype=torch.float64),
+             "latent_psnr": torch.tensor([3.0, 4.0, 80.0], dtype=torch.float64)}
+    tuned.attribute_scores = lambda *_: ({}, {})
+    tuned.teacher_way = lambda *_: type("Way", (), {"images": torch.zeros(1, 3, 8, 8)})
+    args = type("Args", (), {"steps": 40, "prompts": 3, "folder": None})
+    rows = {row["metric"]: row for row in tuned.lines(tuned.Student("a", None, share=0.25), {**found, "pictures": None},
+                                                      args)}
+    assert rows["noise_snr"]["value"] == "2.000" and rows["latent_psnr"]["value"] == "4.000"
+    assert rows["noise_snr"]["steps"] == 10 and float(rows["latent_psnr"]["low"]) >= 3.0
