@@ -70,7 +70,7 @@ def calibrate(source: str | Path | CheckpointTeacher, output: str | Path, *,
     started, progress = time.monotonic(), progress or Progress()
     opened = not isinstance(source, str | Path)
     teacher = source if opened else CheckpointTeacher(source, device, configs)
-    given = _read(prompts, count, teacher)
+    given = read_given(prompts, count, teacher.built_in)
     calls = {} if sensitivity else {"sensitivity_calls": 0}
     where = torch.device(teacher.device).type
     chosen = preset_settings(preset, size or teacher.size(), **{**settings, **calls}, device=where)
@@ -106,9 +106,10 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _read(prompts, count: int | None, teacher: CheckpointTeacher) -> Prompts:
+def read_given(prompts, count: int | None, built_in: Sequence[str]) -> Prompts:
+    """What calibrate() would draw. FormatError, PlanError where there is nothing to draw."""
     if isinstance(prompts, str | Path):
-        return read_prompts(prompts, count, teacher.built_in, longest=LONGEST_PROMPT)
+        return read_prompts(prompts, count, built_in, longest=LONGEST_PROMPT)
     texts = tuple(dict.fromkeys(text.strip() for text in prompts if text.strip()))
     if not texts:
         raise FormatError("the list of prompts is empty: calibrate needs at least one prompt")

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from ..compare.prompts import Prompts, read_prompts, spread
 from ..encode import to_matrix
 from ..encode.feedback import DAMPINGS, add_damping, one_thread
 from ..gram import Gram, output_error
@@ -29,6 +28,7 @@ from .calls import Calls
 from .file import Calibration
 from .groups import Group, sweeps
 from .kept import Kept
+from .run import read_given
 from .settings import Picture, Settings, pictures
 from .teacher import CheckpointTeacher
 
@@ -94,7 +94,7 @@ class Sequential:
         given = calibration.settings
         self.settings = Settings(**{**given, "size": tuple(given["size"]), "window": tuple(given["window"]),
                                     "device": torch.device(self.teacher.device).type})
-        self.pictures = pictures(_texts(prompts, calibration.count, self.teacher.built_in), self.settings)
+        self.pictures = pictures(read_given(prompts, calibration.count, self.teacher.built_in).texts, self.settings)
         self.memory, self.progress = memory, progress or Progress()
         asked = json.dumps([(p.prompt, p.seed) for p in self.pictures], ensure_ascii=False)
         self.fingerprint = hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()
@@ -249,10 +249,3 @@ def by_block(groups: list[Group]) -> list[list[Group]]:
         path = group.module.split(".")
         found.setdefault(path[0] if path[0] == "mid_block" else ".".join(path[:2]), []).append(group)
     return list(found.values())
-
-
-def _texts(prompts, count: int, built_in: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(prompts, str | Path):
-        return tuple(read_prompts(prompts, count, built_in).texts)
-    texts = tuple(dict.fromkeys(text.strip() for text in prompts if text.strip()))
-    return Prompts(tuple(spread(texts, count)), "list").texts

@@ -8,10 +8,10 @@ from math import prod
 
 from ..arch import Layer
 from ..encode.product import plan_layout
+from ..header import common_metadata, dump
 from ..inspection import REPORT_KEY, pack_report
 from ..layout import ADDITIVE, SPECS, PartHead, align, byte_length, head_length, section_shapes
 from ..plan import Plan
-from ..quantize import common_metadata, dump
 from ..safetensors_io import Entry, dtype_name, dump_header, frame_header
 from ..source import Source
 from ..spec import Spec, TrellisSpec
@@ -66,7 +66,8 @@ def _table_bytes(window: int, step_bits: int, vector: int) -> int:
 def file_bytes(source: Source, items: list[Item], plan: Plan, settings: dict, layers: Mapping[str, int]) -> int:
     """At most so many bytes has the file that `quantize` makes of these items with a plan; rarely MARGIN fewer.
 
-    settings: those of quantize's header; layers: stored bytes by key where they are known already.
+    settings: those of quantize's header; `--sequential` and `--effort` may still add theirs. layers: stored bytes by
+    key where they are known already.
     """
     entries, rows, coded, specs = [], [], 0, set()
     for item in items:
@@ -82,7 +83,7 @@ def file_bytes(source: Source, items: list[Item], plan: Plan, settings: dict, la
     entries += [(table_key(index << 24), "U8", (size,), size) for index, size in enumerate(table_sizes(specs).values())]
     report = _report_bytes(rows, "calibration" in settings)
     entries.append((REPORT_KEY, "U8", (report,), report))
-    header = _header_bytes(entries, _metadata(source, plan, settings, coded))
+    header = _header_bytes(entries, _metadata(source, plan, _longest(settings), coded))
     return header + sum(size for *_, size in entries) + MARGIN
 
 
@@ -114,6 +115,14 @@ def _report_bytes(rows, calibrated: bool) -> int:
             row["output_error"] = chance.random()
         listed.append(row)
     return round((1 + REPORT_MARGIN) * pack_report({"layers": listed}).numel())
+
+
+def _longest(settings: dict) -> dict:
+    """With what quantize may add: block by block (as long as the calibration's entry), an effort of additive codes."""
+    later = {"effort": "fast"}
+    if "calibration" in settings:
+        later["sequential"] = settings["calibration"]
+    return {**later, **settings}
 
 
 def _metadata(source: Source, plan: Plan, settings: dict, coded: int) -> dict[str, str]:
