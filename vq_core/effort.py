@@ -25,9 +25,10 @@ class Given:
     """What the user gave, as far as it decides what can be done."""
 
     method: str = "trellis"
-    prompts: bool = False                  # to draw pictures with
+    prompts: int = 0                       # so many, to draw pictures with
     calibration: bool = False              # a finished one
     fixed: bool = False                    # a plan, or options of the codes that a plan would not keep
+    sequential: bool = False               # code block by block
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Speed:
 
 
 # Fast: nothing that needs pictures. Best is VQDM's recipe for additive codes: 256 prompts there, 8 steps of each here.
-# Coding block by block (--sequential) is in none: five times the time for a tenth of a dB on the testbed at 2 bits.
+# Coding block by block (--sequential) is in none: what it takes and brings is a row of benchmarks/effort.py.
 AT = {"fast": Actions(search="fast"), "balanced": Actions(32, True), "best": Actions(128, True, "best")}
 # What a number of minutes chooses from, cheapest first.
 LADDER = (AT["fast"], Actions(0, True), Actions(8, True), Actions(16, True), AT["balanced"], Actions(64, True),
@@ -80,6 +81,9 @@ def fit(minutes: float, given: Given, speed: Speed) -> Actions:
     """The last of LADDER whose expected time fits; the first where none does. PlanError for minutes not above 0."""
     if not 0 < minutes < 1e6:
         raise PlanError(f"--effort must be one of {', '.join(LEVELS)} or a number of minutes above 0, got {minutes:g}")
+    if given.sequential:
+        raise PlanError(f"--effort must be balanced or best with --sequential, whose time is not foreseen, got "
+                        f"{minutes:g} minutes")
     rungs = [possible(actions, given) for actions in LADDER]
     fitting = [actions for actions in rungs if sum(seconds(actions, given, speed).values()) <= 60 * minutes]
     return fitting[-1] if fitting else rungs[0]
@@ -87,7 +91,7 @@ def fit(minutes: float, given: Given, speed: Speed) -> Actions:
 
 def possible(actions: Actions, given: Given) -> Actions:
     """Without what cannot be done with what is given, or has been done."""
-    pictures = actions.pictures if given.prompts and not given.calibration else 0
+    pictures = 0 if given.calibration else min(actions.pictures, given.prompts)
     return Actions(pictures, actions.plan and given.method in PLANNED and not given.fixed,
                    actions.search if given.method in SEARCHED else "normal", bool(pictures) or given.calibration)
 
@@ -114,15 +118,25 @@ def seconds(actions: Actions, given: Given, speed: Speed) -> dict[str, float]:
 
 def describe(effort: str, actions: Actions, given: Given, expected: dict[str, float] | None = None) -> str:
     """One sentence: what will be done, and why not more."""
-    words = [f"calibrate with up to {actions.pictures} pictures"] if actions.pictures else []
+    drawn = f"calibrate with {actions.pictures} picture{'s' * (actions.pictures > 1)}"
+    words = [drawn] if actions.pictures else []
     if actions.plan:
         words.append("choose each layer's rate" + ("" if actions.feedback else " by a rule of thumb"))
     words.append("code for the inputs that layers get" if actions.feedback else "code without data")
+    if given.sequential:
+        words[-1] += ", block by block"
     if given.method in SEARCHED:
         words[-1] += f", {actions.search} search"
-    missing = "" if actions.feedback or effort == "fast" else "; --prompts or --calibration would let it use more"
     taking = f"; about {max(1, round(sum(expected.values()) / 60))} min" if expected else ""
-    return f"effort {effort}: {', '.join(words)}{taking}{missing}."
+    return f"effort {effort}: {', '.join(words)}{taking}{_remark(effort, actions, given)}."
+
+
+def _remark(effort: str, actions: Actions, given: Given) -> str:
+    """What is given and not used, or would be used and is not given."""
+    if given.prompts and not (actions.pictures or given.sequential):
+        return "; the calibration stands for the prompts" if given.calibration else "; the prompts are not drawn"
+    more = not (actions.feedback or given.prompts or effort == "fast")
+    return "; --prompts or --calibration would let it use more" if more else ""
 
 
 def quantize_with_effort(source: str | Path, output=None, *, effort: str | float, bits: float = 3.0,
@@ -134,16 +148,16 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
                          progress: Progress | None = None, tell: Callable[[str], None] | None = None, **options):
     """quantize.quantize with what an effort adds -> QuantizeResult
 
-    effort: "fast", "balanced", "best", or minutes: the most that should fit, by this machine's measured speed; what was
-    chosen is told and gives the same bytes again under its name. prompts: "built-in", a file or a list; without them
-    nothing is drawn. A calibration that is made lies beside the result and is found by the next run. options: of the
-    codes, as quantize takes them (window, rounding, conv_group, ...). Raises VQError.
+    effort: "fast", "balanced", "best", or minutes: the most that should fit, by this machine's measured speed (not with
+    sequential). prompts: "built-in", a file or a list; without them nothing is drawn. What is done is told. A
+    calibration that is made lies beside the result and is found by the next run. options: of the codes, as quantize
+    takes them (window, rounding, conv_group, ...). Raises VQError.
     """
     from .quantize import quantize
 
-    progress, tell = progress or Progress(), tell or (lambda _: None)
+    started, progress, tell = time.monotonic(), progress or Progress(), tell or (lambda _: None)
     options = {name: value for name, value in options.items() if value is not None}
-    given = Given(method, prompts is not None, calibration is not None, bool(plan or skip or options))
+    given = Given(method, _prompts(source, prompts), calibration is not None, bool(plan or skip or options), sequential)
     common = {"device": device, "progress": progress}
     if isinstance(effort, str):
         actions, expected = choose(effort, given), None
@@ -151,15 +165,27 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
         speed = measure(source, make_spec(method, bits, **options), given, preset, configs, device)
         actions = fit(effort, given, speed)
         expected = seconds(actions, given, speed)
-    tell(describe(effort if isinstance(effort, str) else f"of {effort:g} minutes", actions, given, expected))
+    tell(describe(effort if isinstance(effort, str) else f"of {effort:g} min", actions, given, expected))
     if actions.pictures:
         calibration = _calibrate(source, output, prompts, actions.pictures, preset, configs, tell, common)
     if actions.plan:
         plan = _planned(source, make_spec(method, bits), calibration, text_encoder_bits, parts, seed, tell, progress)
-    return quantize(source, output, bits=bits, method=method, plan=plan, text_encoder_bits=text_encoder_bits,
-                    parts=parts, skip=skip, seed=seed, overwrite=overwrite, calibration=calibration, configs=configs,
-                    sequential=(prompts or "built-in") if sequential else None,
-                    effort=actions.search if method in SEARCHED else None, **options, **common)
+    result = quantize(source, output, bits=bits, method=method, plan=plan, text_encoder_bits=text_encoder_bits,
+                      parts=parts, skip=skip, seed=seed, overwrite=overwrite, calibration=calibration, configs=configs,
+                      sequential=(prompts or "built-in") if sequential else None,
+                      effort=actions.search if method in SEARCHED else None, **options, **common)
+    return result if result.already_there else replace(result, seconds=time.monotonic() - started)
+
+
+def _prompts(source, prompts) -> int:
+    """How many there are to be drawn, as far as the highest level would."""
+    if prompts is None:
+        return 0
+    from .calibration.run import read_given
+    from .compare.models import built_in_prompts, open_checkpoint
+
+    most = max(actions.pictures for actions in AT.values())
+    return len(read_given(prompts, most, built_in_prompts(open_checkpoint(source, "A"))).texts)
 
 
 def measure(source, spec: Spec, given: Given, preset: str, configs, device: str | None) -> Speed:
@@ -232,10 +258,11 @@ def _calibrate(source, output, prompts, pictures: int, preset: str, configs, tel
 def _planned(source, spec: Spec, calibration, text_encoder_bits: int, parts, seed: int, tell, progress) -> Plan:
     """Rates by layer for the bytes that `spec` would take in all of them."""
     from .planning.run import plan
+    from .planning.tell import describe as in_words
 
     planned = plan(source, bits=uniform_bits(source, spec, parts), method=spec.kind, calibration=calibration,
                    text_encoder_bits=text_encoder_bits, parts=parts, seed=seed, progress=progress)
-    tell(f"planned: {planned.bits:.3f} bits a weight of the coded layers, everything counted.")
+    tell(f"planned for the bytes that {spec.bits:g} bits in each layer would take:\n{in_words(planned)}")
     return planned.plan
 
 

@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import pytest
 from vqpack.vq_core.arch import layers as arch_layers
 from vqpack.vq_core.cli.main import build_parser
+from vqpack.vq_core.compare.models import built_in_prompts, open_checkpoint
 from vqpack.vq_core.effort import AT, LADDER, Actions, Given, Speed, choose, describe, fit, possible, seconds
 from vqpack.vq_core.effort import quantize_with_effort as run
-from vqpack.vq_core.errors import PlanError
+from vqpack.vq_core.errors import FormatError, PlanError
 from vqpack.vq_core.plan import Plan
 from vqpack.vq_core.planning.budget import blob_bytes
+from vqpack.vq_core.quantize import QuantizeResult
 from vqpack.vq_core.source import open_source
 from vqpack.vq_core.spec import DenseSpec, TrellisSpec
 
-PROMPTS, CAL = Given(prompts=True), Given(calibration=True)
+PROMPTS, CAL = Given(prompts=500), Given(calibration=True)
 SLOW = Speed(1e-7, 100.0, 10.0, 5.0, 10**9, 700)
 QUICK = Speed(1e-9, 0.1, 0.01, 0.01, 10**9, 700)
 
@@ -27,12 +29,13 @@ QUICK = Speed(1e-9, 0.1, 0.01, 0.01, 10**9, 700)
     ("balanced", Given(), Actions(plan=True)),
     ("balanced", PROMPTS, Actions(32, True, feedback=True)),
     ("balanced", CAL, Actions(plan=True, feedback=True)),
-    ("balanced", Given(prompts=True, calibration=True), Actions(plan=True, feedback=True)),
-    ("balanced", Given(prompts=True, fixed=True), Actions(32, feedback=True)),
+    ("balanced", Given(prompts=12), Actions(12, True, feedback=True)),
+    ("balanced", Given(prompts=500, calibration=True), Actions(plan=True, feedback=True)),
+    ("balanced", Given(prompts=500, fixed=True), Actions(32, feedback=True)),
     ("best", PROMPTS, Actions(128, True, feedback=True)),
     ("fast", Given("additive"), Actions(search="fast")),
-    ("balanced", Given("additive", prompts=True), Actions(32, feedback=True)),
-    ("best", Given("additive", prompts=True), Actions(128, search="best", feedback=True)),
+    ("balanced", Given("additive", prompts=500), Actions(32, feedback=True)),
+    ("best", Given("additive", prompts=500), Actions(128, search="best", feedback=True)),
     ("best", Given("product", calibration=True), Actions(feedback=True)),
 ])
 def test_what_a_level_does(level, given, actions):
@@ -47,7 +50,7 @@ def test_minutes_choose_the_most_that_fits():
     for minutes, actions in zip((20, 60, 120, 240, 400), chosen[1:-1], strict=True):
         assert sum(seconds(actions, PROMPTS, SLOW).values()) <= 60 * minutes
     assert fit(5, PROMPTS, QUICK) == choose("best", PROMPTS)
-    for given in (Given(), CAL, PROMPTS, Given("additive", prompts=True)):
+    for given in (Given(), CAL, PROMPTS, Given(prompts=12), Given("additive", prompts=500)):
         times = [sum(seconds(possible(rung, given), given, SLOW).values()) for rung in LADDER]
         assert times == sorted(times)                              # a higher rung never takes less
 
@@ -59,12 +62,23 @@ def test_other_efforts_are_refused(call):
         call()
 
 
+def test_minutes_do_not_go_with_what_cannot_be_foreseen():
+    with pytest.raises(PlanError, match="balanced or best with --sequential"):
+        fit(20, Given(prompts=12, sequential=True), QUICK)
+
+
 def test_it_is_said_what_will_be_done():
     told = describe("balanced", choose("balanced", PROMPTS), PROMPTS)
-    assert told == ("effort balanced: calibrate with up to 32 pictures, choose each layer's rate, code for the inputs "
-                    "that layers get.")
+    assert told == ("effort balanced: calibrate with 32 pictures, choose each layer's rate, code for the inputs that "
+                    "layers get.")
     assert "by a rule of thumb, code without data; --prompts" in describe("best", choose("best", Given()), Given())
-    assert "about 3 min" in describe("of 3 minutes", AT["fast"], PROMPTS, {"coding": 180.0})
+    assert describe("of 3 min", AT["fast"], PROMPTS, {"coding": 180.0}) == (
+        "effort of 3 min: code without data; about 3 min; the prompts are not drawn.")
+    both = Given(prompts=12, calibration=True)
+    assert describe("balanced", choose("balanced", both), both).endswith("; the calibration stands for the prompts.")
+    block = Given(prompts=12, calibration=True, sequential=True)
+    assert describe("fast", choose("fast", block), block) == ("effort fast: code for the inputs that layers get, block "
+                                                              "by block.")
     assert "best search" in describe("best", choose("best", Given("additive")), Given("additive"))
 
 
@@ -87,7 +101,8 @@ def called(monkeypatch):
 
     found, plan = {}, Plan(unet=DenseSpec())
     answers = {"calibrate": SimpleNamespace(path=Path("made.vqcal.safetensors"), already_there=False),
-               "plan": SimpleNamespace(plan=plan, bits=2.5), "quantize": "result"}
+               "plan": SimpleNamespace(plan=plan, layers=(), bits=2.5, file_bytes=1, snr=None, gap=0, guessed=True),
+               "quantize": QuantizeResult(Path("out"), "sdxl", {}, 1, {}, 0.0)}
     for module, name in ((calibrating, "calibrate"), (planning, "plan"), (quantizing, "quantize")):
         def call(source, *args, name=name, **options):
             found[name] = options | {"args": args}
@@ -98,16 +113,18 @@ def called(monkeypatch):
 
 def test_balanced_calibrates_plans_and_codes(testbed, tmp_path, called):
     told = []
-    assert run(testbed, tmp_path / "out", effort="balanced", bits=2, prompts=["a red circle"], preset="turbo",
-               overwrite=True, tell=told.append) == "result"
+    result = run(testbed, tmp_path / "out", effort="balanced", bits=2, prompts=["a red circle"], preset="turbo",
+                 overwrite=True, tell=told.append)
+    assert result.path == Path("out") and result.seconds > 0       # of all stages, not of the last alone
     assert list(called) == ["calibrate", "plan", "quantize"]       # in this order
     calibrated, planned, coded = called.values()
-    assert calibrated["args"] == (tmp_path / "pipe.vqcal.safetensors",) and calibrated["count"] == 32
+    assert calibrated["args"] == (tmp_path / "pipe.vqcal.safetensors",) and calibrated["count"] == 1
     assert calibrated["prompts"] == ["a red circle"] and calibrated["preset"] == "turbo"
     assert planned["calibration"] == coded["calibration"] == Path("made.vqcal.safetensors")
     assert planned["method"] == "trellis" and coded["plan"] == Plan(unet=DenseSpec()) and coded["overwrite"]
     assert coded["args"] == (tmp_path / "out",) and coded["sequential"] is None and coded["effort"] is None
-    assert told[0].startswith("effort balanced: calibrate with up to 32 pictures") and len(told) == 3
+    assert told[0].startswith("effort balanced: calibrate with 1 picture,") and len(told) == 3
+    assert told[2].startswith("planned for the bytes that 2 bits in each layer would take:\nrate")
 
 
 def test_a_plan_takes_the_bytes_of_one_rate(testbed, called):
@@ -128,8 +145,22 @@ def test_vqdms_recipe_and_options_of_codes_reach_quantize(testbed, called):
     assert coded["plan"] is None and "window" not in coded
 
 
+def test_prompts_are_counted_before_anything_is_done(testbed, tmp_path, called):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red ring\na blue ring\na red ring\n", "utf-8")
+    run(testbed, tmp_path / "out", effort="balanced", bits=2, prompts=file)
+    assert called["calibrate"]["count"] == 2
+    run(testbed, tmp_path / "out", effort="best", bits=2, prompts="built-in")
+    assert called["calibrate"]["count"] == len(built_in_prompts(open_checkpoint(testbed, "A")))
+    called.clear()
+    file.write_text("\n", "utf-8")
+    with pytest.raises(FormatError, match="holds no prompt"):
+        run(testbed, tmp_path / "out", effort="fast", bits=2, prompts=file)
+    assert not called
+
+
 def test_minutes_are_measured_here(testbed, called):
     told = []
     run(testbed, effort=1e5, bits=2, method="palette", tell=told.append)
-    assert list(called) == ["plan", "quantize"] and told[0].startswith("effort of 100000 minutes: choose each")
+    assert list(called) == ["plan", "quantize"] and told[0].startswith("effort of 100000 min: choose each")
     assert "about 1 min" in told[0]
