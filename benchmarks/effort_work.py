@@ -1,9 +1,9 @@
 """What the stages of `quantize --effort` take beside one another, in CPU time on the testbed: effort.py's constants.
 
-    python benchmarks/effort_work.py        about 2 minutes of one core
+    python benchmarks/effort_work.py        a minute and a half of one core
 
-Every fourth layer of the middle block stands for all. Prints the ratios that vq_core/effort.py multiplies measured
-speeds with.
+Two pictures and four layers of the middle block stand for all, a layer of SDXL's width for what factoring leaves out.
+Prints the constants that vq_core/effort.py multiplies measured speeds with, as they stand there.
 """
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from vqpack.vq_core.planning.costs import Costs  # noqa: E402
 from vqpack.vq_core.planning.run import candidates  # noqa: E402
 from vqpack.vq_core.progress import Progress  # noqa: E402
 from vqpack.vq_core.source import open_source  # noqa: E402
-from vqpack.vq_core.spec import AdditiveSpec, TrellisSpec  # noqa: E402
+from vqpack.vq_core.spec import AdditiveSpec, ProductSpec, TrellisSpec  # noqa: E402
 
 TESTBED = ROOT / "testbed" / "pipe"
-PICTURES, STEPS, WIDTH = 4, 25, 1280
+PICTURES, STEPS, WIDTH = 2, 10, 1280
 
 
 class Stages(Progress):
@@ -68,42 +68,47 @@ def main() -> None:
         stages = Stages()
         path = calibrating.calibrate(TESTBED, Path(folder) / "few", count=PICTURES, steps=STEPS, progress=stages).path
         call = stages.seconds["drawing"] / (PICTURES * STEPS)
-        print(f"call {call:.3f} s; capturing {stages.seconds['capturing'] / (PICTURES * 8) / call:.2f} calls a call, "
-              f"sensitivities {stages.seconds['sensitivities'] / call:.0f} calls")
+        print(f"GRADIENTS = {stages.seconds['sensitivities'] / call:.0f}    # a call takes {call:.3f} s", flush=True)
         with Calibration(path) as calibration, open_source(TESTBED) as source:
             layers = [layer for layer in arch_layers(source)
                       if not layer.dense and "middle_block" in layer.key and layer.component == "unet"][::4]
             loaded = [(layer, source.load_float(layer.key)) for layer in layers]
             grams = {layer.key: calibration.gram(layer.key) for layer in layers}
-            coding_all(loaded, grams, calibration)
-
-
-def coding_all(loaded, grams, calibration) -> None:
-    """Print what coding and planning these layers takes."""
-    def coding(spec, calibrated=False, **options) -> float:
-        return timed(lambda: [encode_weight(weight, spec, splits=layer.splits,
-                                            gram=grams[layer.key] if calibrated else None, **options)
-                              for layer, weight in loaded])
-
-    count = sum(layer.numel for layer, _ in loaded)
-    coding(TrellisSpec(3))                 # compiles
-    plain = coding(TrellisSpec(3))
-    for calibrated in (False, True):
-        costs = Costs(candidates("trellis"), lambda *_: 1.0, calibration if calibrated else None)
-        spent = timed(lambda costs=costs: [costs.of(layer, weight) for layer, weight in loaded])
-        print(f"planning {len(loaded)} layers, {'with a calibration' if calibrated else 'the first time'}: "
-              f"{spent / plain * count / 1e6:.1f} M weights coded in the time")
-    factored = timed(lambda: [make_feedback(gram) for gram in grams.values()])
-    print(f"factoring their grams once: {factored / plain * count / 1e6:.1f} M weights")
-    normal = coding(AdditiveSpec(2), True)
-    print(f"additive: calibrated {normal / coding(AdditiveSpec(2)):.1f} of data-free; search "
-          f"fast {coding(AdditiveSpec(2), True, effort='fast') / normal:.2f}, "
-          f"best {coding(AdditiveSpec(2), True, effort='best') / normal:.2f} of normal")
+            coding(loaded[1:2], TrellisSpec(3), grams)             # compiles
+            a_weight = coding(loaded, TrellisSpec(3), grams) / sum(layer.numel for layer in layers)
+            planning(loaded, grams, a_weight, calibration)
+    searching(loaded[1:3], grams)
     wide_layer()
 
 
+def coding(loaded, spec, grams, calibrated: bool = False, **options) -> float:
+    """CPU seconds to code these layers."""
+    return timed(lambda: [encode_weight(weight, spec, splits=layer.splits,
+                                        gram=grams[layer.key] if calibrated else None, **options)
+                          for layer, weight in loaded])
+
+
+def planning(loaded, grams, a_weight: float, calibration) -> None:
+    """Print what costs of these layers take. a_weight: CPU seconds to code one."""
+    costs = [Costs(candidates("trellis"), lambda *_: 1.0, c) for c in (None, None, calibration)]
+    first, again, calibrated = (timed(lambda c=c: [c.of(layer, weight) for layer, weight in loaded]) for c in costs)
+    factored = timed(lambda: [make_feedback(gram) for gram in grams.values()])
+    print(f"PLANNING = {(first - again) / a_weight:.0e}, {again / len(loaded) / a_weight:.0e}")
+    print(f"FACTORINGS['planning'] = {(calibrated - again) / factored:.1f}", flush=True)
+
+
+def searching(loaded, grams) -> None:
+    """Print what additive and product codes take of these layers."""
+    for kind in (AdditiveSpec, ProductSpec):
+        free, normal = (coding(loaded, kind(2), grams, calibrated) for calibrated in (False, True))
+        print(f"FEEDBACK['{kind(2).kind}'] = {normal / free:.1f}", flush=True)
+        if kind is AdditiveSpec:
+            spent = {name: coding(loaded, kind(2), grams, True, effort=name) / normal for name in ("fast", "best")}
+            print(f"SEARCH = {{'fast': {spent['fast']:.2f}, 'normal': 1.0, 'best': {spent['best']:.1f}}}", flush=True)
+
+
 def wide_layer() -> None:
-    """Print what a calibration costs a linear layer of SDXL's width."""
+    """Print what a calibration costs a linear layer of SDXL's width, beside two factorings (FACTORINGS['coding'])."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(WIDTH, WIDTH, generator=generator)
     inputs = torch.randn(2, 3 * WIDTH, WIDTH, generator=generator) @ torch.randn(WIDTH, WIDTH, generator=generator)
@@ -112,8 +117,8 @@ def wide_layer() -> None:
     plain, factored, calibrated = (timed(work) for work in (
         lambda: encode_weight(weight, TrellisSpec(3)), lambda: make_feedback(gram),
         lambda: encode_weight(weight, TrellisSpec(3), gram=gram)))
-    print(f"trellis, {WIDTH} x {WIDTH}: coding {plain:.2f} s, factoring {factored:.2f} s, calibrated {calibrated:.2f} "
-          f"s: without two factorings {(calibrated - 2 * factored) / plain:.1f} of coding")
+    print(f"FEEDBACK_ELSE = {(calibrated - 2 * factored) / plain:.1f}    # coding {plain:.2f} s, factoring "
+          f"{factored:.2f} s, calibrated {calibrated:.2f} s")
 
 
 if __name__ == "__main__":

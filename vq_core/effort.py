@@ -62,12 +62,12 @@ AT = {"fast": Actions(search="fast"), "balanced": Actions(32, True), "best": Act
 LADDER = (AT["fast"], Actions(0, True), Actions(8, True), Actions(16, True), AT["balanced"], Actions(64, True),
           AT["best"])
 # The rest of the work in these units, by CPU time on the testbed (benchmarks/effort_work.py prints them).
-GRADIENTS = 144                            # calls that sensitivities take
-FACTORINGS = {"coding": 2, "planning": 2}  # behind a rotation and without
-FEEDBACK = {"additive": 4.5, "product": 4.5}               # coding for inputs over coding without data
-FEEDBACK_ELSE = 1.9                                        # of the other methods
-PLANNING = 20e6, 2e5                       # weights coded in the time of making a plan: at its start, a layer
-SEARCH = {"fast": 0.35, "normal": 1.0, "best": 2.3}
+GRADIENTS = 96                             # calls that sensitivities take
+FACTORINGS = {"coding": 2, "planning": 3}  # behind a rotation and without
+FEEDBACK = {"additive": 2.9, "product": 9.2}               # coding for inputs over coding without data
+FEEDBACK_ELSE = 2.2                                        # of the other methods
+PLANNING = 10e6, 8e4                       # weights coded in the time of making a plan: at its start, a layer
+SEARCH = {"fast": 0.37, "normal": 1.0, "best": 2.3}
 
 
 def choose(level: str, given: Given) -> Actions:
