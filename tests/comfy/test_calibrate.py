@@ -29,16 +29,20 @@ real = comfy.sd.load_state_dict_guess_config
 
 @functools.wraps(real)
 def load(*args, te_model_options=None, **named):
-    """Text encoders of three layers, few small grams and one damping, in all the server does."""
-    pack = next(name for name in sys.modules if name.endswith("vq-pack.nodes.calibrate"))
-    root = pack.removesuffix("nodes.calibrate")
-    run = importlib.import_module(f"{root}vq_core.calibration.run")
-    feedback = importlib.import_module(f"{root}vq_core.encode.feedback")
+    """Text encoders of three layers; few and small grams, all other layers are coded without data."""
+    own = "nodes.calibrate"
+    root = next(name for name in sys.modules if name.endswith(f"vq-pack.{own}")).removesuffix(own)
+    run, teacher = (importlib.import_module(root + name) for name in ("vq_core.calibration.run", "nodes.teacher"))
     if not hasattr(run, "usual"):
-        run.usual = run.preset_settings
-        feedback.choose_damping = lambda gram, turned=None: feedback.rule_of_damping(gram)
+        run.usual, teacher.usual = run.preset_settings, teacher.groups_of
         run.preset_settings = lambda *a, **k: run.usual(*a, **{**k, "full_columns": 64, "sensitivity_calls": 1})
+        teacher.groups_of = lambda *a: thinned(*teacher.usual(*a))
     return real(*args, te_model_options={**SIZES, **(te_model_options or {})}, **named)
+
+
+def thinned(groups, unreached):
+    """Every twelfth group."""
+    return groups[::12], [*unreached, *(key for i, group in enumerate(groups) if i % 12 for key in group.layers)]
 
 
 comfy.sd.load_state_dict_guess_config = load
