@@ -50,7 +50,7 @@ def judge_all(kept: list[dict], teacher: trajectory.Trajectory, pictures: torch.
         own: Values = {**values[found["name"]], **scores.get(found["name"], {})}
         table = {name: (statistic, metrics.bootstrap(some, statistic)) for name, (statistic, some) in own.items()}
         table |= {name: ("", reason) for name, reason in why.items()}
-        table["kernel_distance"] = ("", _kernel_distance(found["pictures"], pictures))
+        table["kernel_distance"] = ("", kernel_distance(found["pictures"], pictures))
         judged.append(Judged(found, own, table, _verdicts(found, own, kept, values, teacher)))
     return judged
 
@@ -93,7 +93,7 @@ def attribute_scores(pictures: dict[str, torch.Tensor], teacher: torch.Tensor, s
     return found, why
 
 
-def _kernel_distance(ours: torch.Tensor, theirs: torch.Tensor) -> metrics.Interval | str:
+def kernel_distance(ours: torch.Tensor, theirs: torch.Tensor) -> metrics.Interval | str:
     """Between the classifier's features of the pictures."""
     if len(ours) < metrics.MIN_FEATURES:
         return f"not stated: too few pictures, {len(ours)} of the {metrics.MIN_FEATURES} it needs"

@@ -1,21 +1,25 @@
 """What tuning brings on the testbed: students before and after, against others tuned as long, by part, over time.
 
-    python benchmarks/tuned.py [--only students,ablation,curve] [--steps 300] [--prompts 32]
+    python benchmarks/tuned.py [--only students,low,ablation,curve] [--steps 300] [--prompts 32]
                                [--folder out/tuned] [--out benchmarks/results]
 
 Calibrated as calibrated.py does it; learned from 96 other captions (a fifth of them judges), 20 steps, guidance 3.
 
-students  coded students and the same tuned for --steps steps
+students  coded students and the same tuned for --steps steps; "planned": rates chosen layer by layer
+low       the trellis at 1 and 1.5 bits, before and after; with --prompts 128 also its kernel distance
 ablation  the 2-bit trellis with one kind of parameter trained at a time, then all of them with a low-rank branch,
           column scales, flips, another loss, another weighting of noise levels, the student's own trajectories
 curve     the 2-bit trellis: data-free, calibrated, tuned for a quarter, for --steps, for four times as many steps
 
 Drawn and measured on the held-out captions of quality.py. Bits: all that is stored for the UNet. Seconds: of a
-core, for coding or, in tuned rows, for recording and learning. Writes tuned.csv; a stopped run goes on. One thread.
+core, for coding or, in tuned rows, for recording and learning. Writes tuned.csv and, for PAIRS, what the first has
+more than the second, paired bootstrap, tuned_pairs.csv; rows of other steps and prompts stay. A stopped run goes on.
+One thread.
 """
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 import time
@@ -27,7 +31,7 @@ import torch
 from alias import RESULTS, ROOT, load_vqpack, machine
 from calibrated_students import GUIDANCE, STEPS, make_calibration
 from quality_measure import Settings, eight_bits, load_teacher
-from quality_report import attribute_scores
+from quality_report import attribute_scores, kernel_distance
 from quality_students import TESTBED
 from testbed_bench import BATCH, CODE, Way, coded, digest, publish, sample, scene_captions, teacher_way, write_csv
 
@@ -35,6 +39,7 @@ load_vqpack()
 from vqpack.vq_core import metrics, trajectory  # noqa: E402
 from vqpack.vq_core.pipeline import load_unet  # noqa: E402
 from vqpack.vq_core.plan import Plan, make_plan  # noqa: E402
+from vqpack.vq_core.planning.run import plan as make_planned  # noqa: E402
 from vqpack.vq_core.tuning.masters import Trained  # noqa: E402
 from vqpack.vq_core.tuning.run import tune  # noqa: E402
 from vqpack.vq_core.tuning.settings import Tuning  # noqa: E402
@@ -43,6 +48,12 @@ TUNING_CODE = (*CODE, "vq_core/tuning")
 LESSONS, SCENES = 96, 6                    # captions learned from and the seed of their scenes; 1, 5 and 11 are taken
 NOTHING = {"scales": False, "books": False, "biases": False, "norms": False, "dense": False, "tables": "frozen"}
 STATISTICS = {"latent_psnr": "median", "noise_snr": "median", "attributes": "mean"}
+PAIRS = [(f"{ours}{tuned}", theirs) for ours, others in (
+             ("trellis-2", ("gptq-3",)), ("planned-2", ("gptq-3",)), ("trellis-3", ("gptq-4", "adaround-4")),
+             ("planned-3", ("gptq-4", "adaround-4")))
+         for other in others for tuned, theirs in (("", other), ("-tuned", other), ("-tuned", f"{other}-tuned"))]
+PAIRS += [(f"{name}-tuned", name) for name in ("trellis-1", "trellis-1.5", "trellis-2", "trellis-3", "planned-2",
+                                               "planned-3", "gptq-3", "gptq-4", "adaround-4")]
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Student:
     """What is coded, and how it is tuned: share of --steps, Tuning's and Trained's fields."""
 
     name: str
-    plan: Plan
+    plan: Plan | float                     # a number: planned to so many bits on average
     calibrated: bool = True
     share: float = 0.0                     # 0: not tuned
     tuning: dict = field(default_factory=dict)
@@ -60,10 +71,16 @@ class Student:
 def students() -> list[Student]:
     """Coded and tuned alike."""
     plans = {**{f"trellis-{bits:g}": make_plan(bits) for bits in (1, 1.5, 2, 3)},
+             **{f"planned-{bits}": float(bits) for bits in (2, 3)},
              **{f"gptq-{bits}": make_plan(bits, "uniform", rounding="gptq") for bits in (3, 4)},
              "adaround-4": make_plan(4, "uniform", rounding="adaround")}
     return [student for name, plan in plans.items()
             for student in (Student(name, plan), Student(f"{name}-tuned", plan, share=1.0))]
+
+
+def low() -> list[Student]:
+    """The lowest rates, of those of students()."""
+    return [student for student in students() if student.name.removesuffix("-tuned") in ("trellis-1", "trellis-1.5")]
 
 
 def ablation() -> list[Student]:
@@ -90,7 +107,7 @@ def curve() -> list[Student]:
               for share in (0.25, 1.0, 4.0))]
 
 
-PARTS = {"students": students, "ablation": ablation, "curve": curve}
+PARTS = {"students": students, "low": low, "ablation": ablation, "curve": curve}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,11 +121,24 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
     named = {student.name: student for part in args.only.split(",") for student in PARTS[part]()}
-    rows: list[dict] = []
+    values: dict[str, dict[str, list[float]]] = {}
     for student in named.values():
-        rows += lines(student, measured(student, args), args)
-        write_csv(args.out / "tuned.csv", rows)
+        values[student.name], rows = lines(student, measured(student, args), args)
+        _add(args.out / "tuned.csv", rows, ("student", "steps", "prompts", "metric"))
+    pairs = [row for pair in PAIRS if set(pair) <= values.keys() for row in compared(*pair, values, args)]
+    if pairs:
+        _add(args.out / "tuned_pairs.csv", pairs, ("first", "second", "steps", "prompts", "metric"))
     return 0
+
+
+def _add(path: Path, rows: list[dict], key: tuple[str, ...]) -> None:
+    """Rows into a file, in place of those of the same key."""
+    found = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            found = list(csv.DictReader(file))
+    new = {tuple(str(row[name]) for name in key) for row in rows}
+    write_csv(path, [row for row in found if tuple(row[name] for name in key) not in new] + rows)
 
 
 def measured(student: Student, args) -> dict:
@@ -126,7 +156,10 @@ def measured(student: Student, args) -> dict:
 def make(student: Student, args) -> tuple[Path, float]:
     """Code and tune -> the file, stored bits a weight of the whole UNet"""
     calibration = make_calibration(args.folder) if student.calibrated else None
-    result, _ = coded(args.folder, student.name.split("-tuned")[0].replace(" ", "-"), student.plan, calibration)
+    plan = student.plan
+    if not isinstance(plan, Plan):
+        plan = make_planned(TESTBED, bits=plan, calibration=calibration, text_encoder_bits=16, parts=("unet",)).plan
+    result, _ = coded(args.folder, student.name.split("-tuned")[0].replace(" ", "-"), plan, calibration)
     if not student.share:
         return result.path, result.bits["unet"]
     tuning = Tuning(steps=max(1, round(student.share * args.steps)), **student.tuning,
@@ -151,27 +184,45 @@ def drawn(path: Path, args) -> dict:
             "pictures": eight_bits(ours.images)}
 
 
-def lines(student: Student, found: dict, args) -> list[dict]:
-    """A student's rows of the table."""
+def lines(student: Student, found: dict, args) -> tuple[dict[str, list[float]], list[dict]]:
+    """Metric -> one value a prompt, and a student's rows of the table."""
     way, here = Way(prompts=args.prompts), machine()
     values = {"latent_psnr": found["latent_psnr"], "noise_snr": found["noise_snr"]}
-    scores, _ = attribute_scores({student.name: found["pictures"]}, eight_bits(teacher_way(args.folder, way).images),
-                                 Settings(args.prompts, way.steps))
+    theirs = eight_bits(teacher_way(args.folder, way).images)
+    scores, _ = attribute_scores({student.name: found["pictures"]}, theirs, Settings(args.prompts, way.steps))
     values |= {metric: own[1] for metric, own in scores.get(student.name, {}).items() if metric in STATISTICS}
+    intervals = {metric: metrics.bootstrap(each, STATISTICS[metric]) for metric, each in values.items()}
+    distance = kernel_distance(found["pictures"], theirs)
+    if isinstance(distance, metrics.Interval):             # a sentence where the pictures are too few
+        intervals["kernel_distance"] = distance
     rows = []
-    for metric, each in values.items():
-        own = metrics.bootstrap(each, STATISTICS[metric])
+    for metric, own in intervals.items():
         rows.append({"student": student.name, "steps": round(student.share * args.steps),
                      "bits": f"{found['bits']:.3f}", "core_seconds": round(found["seconds"]), "metric": metric,
                      "low": f"{own.low:.3f}", "value": f"{own.value:.3f}", "high": f"{own.high:.3f}",
                      "prompts": own.count, "machine": here["cpu"], "commit": here["commit"]})
         print("{student} ({bits} bits, {steps} steps, {core_seconds} s): {metric} {value} ({low} to {high})"
               .format(**rows[-1]), flush=True)
+    return {metric: [float(v) for v in each] for metric, each in values.items()}, rows
+
+
+def compared(first: str, second: str, values: dict[str, dict[str, list[float]]], args) -> list[dict]:
+    """What one student has more than another, by metric."""
+    here, rows = machine(), []
+    for metric, statistic in STATISTICS.items():
+        if metric not in values[first] or metric not in values[second]:
+            continue
+        gap = metrics.paired_bootstrap(values[first][metric], values[second][metric], statistic)
+        rows.append({"first": first, "second": second, "steps": args.steps, "metric": metric, "low": f"{gap.low:.3f}",
+                     "first_has_more": f"{gap.value:.3f}", "high": f"{gap.high:.3f}", "prompts": gap.count,
+                     "machine": here["cpu"], "commit": here["commit"]})
+        print("{first} against {second}: {metric} {first_has_more} ({low} to {high})".format(**rows[-1]), flush=True)
     return rows
 
 
 def _digest(student: Student, args) -> str:
-    asked = json.dumps([asdict(student), student.plan.to_json(), args.steps if student.share else 0, args.prompts],
+    plan = student.plan.to_json() if isinstance(student.plan, Plan) else student.plan
+    asked = json.dumps([asdict(student), plan, args.steps if student.share else 0, args.prompts],
                        sort_keys=True, default=str)
     return digest(TUNING_CODE, asked)
 

@@ -204,7 +204,18 @@ def test_tuned_lines_hold_every_metric_with_its_interval(bench):
     tuned.attribute_scores = lambda *_: ({}, {})
     tuned.teacher_way = lambda *_: type("Way", (), {"images": torch.zeros(1, 3, 8, 8)})
     args = type("Args", (), {"steps": 40, "prompts": 3, "folder": None})
-    rows = {row["metric"]: row for row in tuned.lines(tuned.Student("a", None, share=0.25), {**found, "pictures": None},
-                                                      args)}
+    found["pictures"] = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
+    values, listed = tuned.lines(tuned.Student("a", None, share=0.25), found, args)
+    rows = {row["metric"]: row for row in listed}
+    assert values["noise_snr"] == [1.0, 2.0, 9.0] and "kernel_distance" not in rows        # three pictures are too few
     assert rows["noise_snr"]["value"] == "2.000" and rows["latent_psnr"]["value"] == "4.000"
     assert rows["noise_snr"]["steps"] == 10 and float(rows["latent_psnr"]["low"]) >= 3.0
+
+
+def test_rows_of_other_runs_stay_and_pairs_are_of_students_there_are(bench, tmp_path):
+    tuned = bench("tuned")
+    for step, value in ((1, "a"), (2, "b"), (1, "c")):
+        tuned._add(tmp_path / "t.csv", [{"student": "x", "steps": step, "value": value}], ("student", "steps"))
+    assert (tmp_path / "t.csv").read_text().splitlines() == ["student,steps,value", "x,2,b", "x,1,c"]
+    known = {student.name for part in tuned.PARTS.values() for student in part()}
+    assert {name for pair in tuned.PAIRS for name in pair} <= known
