@@ -11,8 +11,8 @@ pictures  prediction SNR along the teacher's way and latent PSNR, for other capt
 toy       a layer of 1280 x 640 with correlated inputs (correlated.py), of which 64, 160 and 320 are known, a quarter of
           them held out: error on 8192 others over the error without calibration, at most 1 if few samples do no harm
 
-Writes generalization_layers.csv, generalization_pictures.csv and generalization_toy.csv; what was made is kept in
---folder, so a stopped run goes on. One thread.
+Writes generalization_layers.csv, generalization_pictures.csv and generalization_toy.csv, rows of other students and
+numbers of pictures stay; what was made is kept in --folder, so a stopped run goes on. One thread.
 """
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from correlated import gram, inputs, weights
 from layer_error import HELD_OUT, measure
 from testbed_bench import (
     Way,
+    add_rows,
     calibration_of,
     coded,
     geometric_mean,
@@ -37,7 +38,6 @@ from testbed_bench import (
     layer_errors,
     random_prompts,
     scene_captions,
-    write_csv,
 )
 
 load_vqpack()
@@ -70,8 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
     for part in args.only.split(","):
         rows = {"layers": layer_rows, "pictures": picture_rows, "toy": toy_rows}[part](args)
         here = machine()
-        write_csv(args.out / f"generalization_{part}.csv",
-                  [{**row, "machine": here["cpu"], "commit": here["commit"]} for row in rows])
+        made_with, key = {"calibrated_with": args.prompts}, ("calibrated_with", "student", "bits")
+        if part == "toy":
+            made_with, key = {}, ("layer", "code", "bits", "samples")
+        add_rows(args.out / f"generalization_{part}.csv",
+                 [{**made_with, **row, "machine": here["cpu"], "commit": here["commit"]} for row in rows], key)
     return 0
 
 

@@ -171,6 +171,17 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     publish(path, write)
 
 
+def add_rows(path: Path, rows: list[dict], key: tuple[str, ...]) -> None:
+    """Rows into a CSV file, in place of those of the same key; columns that older rows lack are empty there."""
+    found = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            found = list(csv.DictReader(file))
+    new = {tuple(str(row[name]) for name in key) for row in rows}
+    kept = [row for row in found if tuple(row.get(name, "") for name in key) not in new]
+    write_csv(path, [{name: row.get(name, "") for name in rows[0]} for row in kept] + rows)
+
+
 def publish(path: Path, write) -> None:
     """write(part) makes a file that becomes `path` when it is complete."""
     part = path.with_suffix(f".{os.getpid()}.part")

@@ -19,7 +19,6 @@ One thread.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -33,7 +32,7 @@ from calibrated_students import GUIDANCE, STEPS, make_calibration
 from quality_measure import Settings, eight_bits, load_teacher
 from quality_report import attribute_scores, kernel_distance
 from quality_students import TESTBED
-from testbed_bench import BATCH, CODE, Way, coded, digest, publish, sample, scene_captions, teacher_way, write_csv
+from testbed_bench import BATCH, CODE, Way, add_rows, coded, digest, publish, sample, scene_captions, teacher_way
 
 load_vqpack()
 from vqpack.vq_core import metrics, trajectory  # noqa: E402
@@ -124,21 +123,11 @@ def main(arguments: list[str] | None = None) -> int:
     values: dict[str, dict[str, list[float]]] = {}
     for student in named.values():
         values[student.name], rows = lines(student, measured(student, args), args)
-        _add(args.out / "tuned.csv", rows, ("student", "steps", "prompts", "metric"))
+        add_rows(args.out / "tuned.csv", rows, ("student", "steps", "prompts", "metric"))
     pairs = [row for pair in PAIRS if set(pair) <= values.keys() for row in compared(*pair, values, args)]
     if pairs:
-        _add(args.out / "tuned_pairs.csv", pairs, ("first", "second", "steps", "prompts", "metric"))
+        add_rows(args.out / "tuned_pairs.csv", pairs, ("first", "second", "steps", "prompts", "metric"))
     return 0
-
-
-def _add(path: Path, rows: list[dict], key: tuple[str, ...]) -> None:
-    """Rows into a file, in place of those of the same key."""
-    found = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            found = list(csv.DictReader(file))
-    new = {tuple(str(row[name]) for name in key) for row in rows}
-    write_csv(path, [row for row in found if tuple(row[name] for name in key) not in new] + rows)
 
 
 def measured(student: Student, args) -> dict:

@@ -215,7 +215,7 @@ def test_tuned_lines_hold_every_metric_with_its_interval(bench):
 def test_rows_of_other_runs_stay_and_pairs_are_of_students_there_are(bench, tmp_path):
     tuned = bench("tuned")
     for step, value in ((1, "a"), (2, "b"), (1, "c")):
-        tuned._add(tmp_path / "t.csv", [{"student": "x", "steps": step, "value": value}], ("student", "steps"))
+        tuned.add_rows(tmp_path / "t.csv", [{"student": "x", "steps": step, "value": value}], ("student", "steps"))
     assert (tmp_path / "t.csv").read_text().splitlines() == ["student,steps,value", "x,2,b", "x,1,c"]
     known = {student.name for part in tuned.PARTS.values() for student in part()}
     assert {name for pair in tuned.PAIRS for name in pair} <= known
