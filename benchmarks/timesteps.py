@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from alias import RESULTS, ROOT, load_vqpack, machine
 from calibrated_students import SCENES
-from testbed_bench import Way, calibration_of, coded, judged, scene_captions, write_csv
+from testbed_bench import Way, add_rows, calibration_of, coded, judged, scene_captions
 
 load_vqpack()
 from vqpack.vq_core import metrics  # noqa: E402
@@ -55,12 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows, here = [], machine()
+    here = machine()
     for teacher in args.only.split(","):
         for bits in map(float, args.bits.split(",")):
-            rows += compared(teacher, bits, values(args, teacher, bits))
-            write_csv(args.out / "timesteps.csv",
-                      [{**row, "machine": here["cpu"], "commit": here["commit"]} for row in rows])
+            rows = compared(teacher, bits, values(args, teacher, bits))
+            add_rows(args.out / "timesteps.csv", [{**row, "machine": here["cpu"], "commit": here["commit"]}
+                                                  for row in rows], ("teacher", "bits", "capture", "metric"))
     return 0
 
 
