@@ -1,6 +1,6 @@
 """What tuning brings on the testbed: students before and after, against others tuned as long, by part, over time.
 
-    python benchmarks/tuned.py [--only students,low,ablation,curve] [--steps 300] [--prompts 32]
+    python benchmarks/tuned.py [--only students,low,ablation,curve] [--students REGEX] [--steps 300] [--prompts 32]
                                [--folder out/tuned] [--out benchmarks/results]
 
 Calibrated as calibrated.py does it; learned from 96 other captions (a fifth of them judges), 20 steps, guidance 3.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -112,6 +113,7 @@ PARTS = {"students": students, "low": low, "ablation": ablation, "curve": curve}
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--students", default="", help="regular expression")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "tuned")
@@ -119,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
-    named = {student.name: student for part in args.only.split(",") for student in PARTS[part]()}
+    named = {student.name: student for part in args.only.split(",") for student in PARTS[part]()
+             if re.search(args.students, student.name)}
     values: dict[str, dict[str, list[float]]] = {}
     for student in named.values():
         values[student.name], rows = lines(student, measured(student, args), args)
@@ -132,17 +135,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measured(student: Student, args) -> dict:
     """Bits, seconds, values a prompt and pictures of one student; kept."""
-    kept = args.folder / f"{student.name.replace(' ', '-')}-{_digest(student, args)}.pt"
-    if not kept.is_file():
+    stem = f"{student.name.replace(' ', '-')}-{_digest(student, args)}"
+    made, kept = args.folder / f"{stem}.json", args.folder / f"{stem}-{args.prompts}.pt"
+    if not made.is_file():
         started = time.process_time()
-        path, bits = make(student, args)
-        seconds = time.process_time() - started
-        found = {"bits": bits, "seconds": seconds, **drawn(path, args)}
-        publish(kept, partial(torch.save, found))
-    return torch.load(kept, weights_only=True)
+        path, bits = make(student, args, args.folder / stem)
+        facts = {"file": path.name, "bits": bits, "seconds": time.process_time() - started}
+        publish(made, lambda part: part.write_text(json.dumps(facts)))
+    found = json.loads(made.read_text())
+    if not kept.is_file():
+        publish(kept, partial(torch.save, drawn(args.folder / found["file"], args)))
+    return {**found, **torch.load(kept, weights_only=True)}
 
 
-def make(student: Student, args) -> tuple[Path, float]:
+def make(student: Student, args, tuned_path: Path) -> tuple[Path, float]:
     """Code and tune -> the file, stored bits a weight of the whole UNet"""
     calibration = make_calibration(args.folder) if student.calibrated else None
     plan = student.plan
@@ -153,10 +159,9 @@ def make(student: Student, args) -> tuple[Path, float]:
         return result.path, result.bits["unet"]
     tuning = Tuning(steps=max(1, round(student.share * args.steps)), **student.tuning,
                     trained=Trained(**student.trained))
-    tuned = tune(result.path, TESTBED, args.folder / f"{student.name.replace(' ', '-')}-{_digest(student, args)}",
-                 prompts=list(scene_captions(LESSONS, SCENES)), tuning=tuning, steps=STEPS, guidance=GUIDANCE,
-                 device="cpu", overwrite=True, recordings=args.folder / "recordings",
-                 calibration=calibration if tuning.trained.rank else None)
+    tuned = tune(result.path, TESTBED, tuned_path, prompts=list(scene_captions(LESSONS, SCENES)), tuning=tuning,
+                 steps=STEPS, guidance=GUIDANCE, device="cpu", overwrite=True,
+                 recordings=args.folder / "recordings", calibration=calibration if tuning.trained.rank else None)
     return tuned.path, tuned.bits["unet"]
 
 
@@ -211,7 +216,7 @@ def compared(first: str, second: str, values: dict[str, dict[str, list[float]]],
 
 def _digest(student: Student, args) -> str:
     plan = student.plan.to_json() if isinstance(student.plan, Plan) else student.plan
-    asked = json.dumps([asdict(student), plan, args.steps if student.share else 0, args.prompts],
+    asked = json.dumps([asdict(student), plan, args.steps if student.share else 0],
                        sort_keys=True, default=str)
     return digest(TUNING_CODE, asked)
 
