@@ -159,24 +159,28 @@ def _timesteps(students: dict[str, Judged]):
 
 
 def _pictures(students: dict[str, Judged], teacher, settings):
-    """Prompts down, students across; above each its bits and median latent PSNR, below each picture its own PSNR."""
-    shown = [students[name] for name in PICTURES if name in students]
-    count = min(GRID_PROMPTS, len(captions(settings)))
-    figure, axes = pyplot.subplots(count, len(shown) + 1, figsize=(1.42 * (len(shown) + 1) + 1.7, 1.58 * count + 0.9),
-                                   squeeze=False)
-    theirs = eight_bits(teacher.images)
-    for row in range(count):
+    """Students across; above each its bits and median latent PSNR, below each picture its own PSNR."""
+    columns = []
+    for one in (students[name] for name in PICTURES if name in students):
+        columns.append((f"{_two_lines(one.name)}\n{one.found['bits_unet']:.2f} bits, "
+                        f"{one.metrics['latent_psnr'][1].value:.1f} dB", one.found["pictures"],
+                        one.values["image_psnr"][1].tolist(),
+                        OURS[TRELLIS][0] if one.found["family"] == TRELLIS else INK))
+    return grid(captions(settings)[:GRID_PROMPTS], eight_bits(teacher.images), columns)
+
+
+def grid(prompts, theirs: torch.Tensor, columns: list[tuple[str, torch.Tensor, list[float], str]]):
+    """Prompts down, the teacher's pictures uint8 [n, h, w, 3] first, then columns: title, pictures, PSNR, color."""
+    figure, axes = pyplot.subplots(len(prompts), len(columns) + 1,
+                                   figsize=(1.42 * (len(columns) + 1) + 1.7, 1.58 * len(prompts) + 0.9), squeeze=False)
+    for row, prompt in enumerate(prompts):
         _cell(axes[row, 0], theirs[row], "")
-        axes[row, 0].set_ylabel(_wrapped(captions(settings)[row]), rotation=0, ha="right", va="center", fontsize=7.5,
-                                labelpad=8)
-        for column, one in enumerate(shown, 1):
-            psnr = float(one.values["image_psnr"][1][row])
-            _cell(axes[row, column], one.found["pictures"][row], f"{psnr:.1f} dB" if math.isfinite(psnr) else "equal")
+        axes[row, 0].set_ylabel(_wrapped(prompt), rotation=0, ha="right", va="center", fontsize=7.5, labelpad=8)
+        for column, (_, pictures, psnr, _) in enumerate(columns, 1):
+            _cell(axes[row, column], pictures[row], f"{psnr[row]:.1f} dB" if math.isfinite(psnr[row]) else "equal")
     axes[0, 0].set_title("fp16\n16 bits\n", fontsize=8)
-    for column, one in enumerate(shown, 1):
-        axes[0, column].set_title(f"{_two_lines(one.name)}\n{one.found['bits_unet']:.2f} bits, "
-                                  f"{one.metrics['latent_psnr'][1].value:.1f} dB", fontsize=8,
-                                  color=OURS[TRELLIS][0] if one.found["family"] == TRELLIS else INK)
+    for column, (title, _, _, color) in enumerate(columns, 1):
+        axes[0, column].set_title(title, fontsize=8, color=color)
     figure.tight_layout(w_pad=0.3, h_pad=0.3)
     return figure
 

@@ -1,7 +1,7 @@
 """What tuning brings on the testbed: students before and after, against others tuned as long, by part, over time.
 
     python benchmarks/tuned.py [--only students,low,ablation,curve] [--students REGEX] [--steps 300] [--prompts 32]
-                               [--folder out/tuned] [--out benchmarks/results]
+                               [--folder out/tuned] [--out benchmarks/results] [--plot docs/images]
 
 Calibrated as calibrated.py does it; learned from 96 other captions (a fifth of them judges), 20 steps, guidance 3.
 
@@ -13,8 +13,8 @@ curve     the 2-bit trellis: data-free, calibrated, tuned for a quarter, for --s
 
 Drawn and measured on the held-out captions of quality.py. Bits: all that is stored for the UNet. Seconds: of a
 core, for coding or, in tuned rows, for recording and learning. Writes tuned.csv and, for PAIRS, what the first has
-more than the second, paired bootstrap, tuned_pairs.csv; rows of other steps and prompts stay. A stopped run goes on.
-One thread.
+more than the second, paired bootstrap, tuned_pairs.csv; rows of other steps and prompts stay; with 32 prompts
+and matplotlib also tuned-pictures.png. A stopped run goes on. One thread.
 """
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -79,8 +80,9 @@ def students() -> list[Student]:
 
 
 def low() -> list[Student]:
-    """The lowest rates, of those of students()."""
-    return [student for student in students() if student.name.removesuffix("-tuned") in ("trellis-1", "trellis-1.5")]
+    """The lowest rates, of those of students(), and 1 bit data-free."""
+    return [Student("trellis-1-free", make_plan(1), calibrated=False),
+            *(student for student in students() if student.name.removesuffix("-tuned") in ("trellis-1", "trellis-1.5"))]
 
 
 def ablation() -> list[Student]:
@@ -118,18 +120,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "tuned")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
     named = {student.name: student for part in args.only.split(",") for student in PARTS[part]()
              if re.search(args.students, student.name)}
     values: dict[str, dict[str, list[float]]] = {}
+    found = {}
     for student in named.values():
-        values[student.name], rows = lines(student, measured(student, args), args)
+        found[student.name] = measured(student, args)
+        values[student.name], rows = lines(student, found[student.name], args)
         add_rows(args.out / "tuned.csv", rows, ("student", "steps", "prompts", "metric"))
     pairs = [row for pair in PAIRS if set(pair) <= values.keys() for row in compared(*pair, values, args)]
     if pairs:
         add_rows(args.out / "tuned_pairs.csv", pairs, ("first", "second", "steps", "prompts", "metric"))
+    if args.prompts == Way().prompts and find_spec("matplotlib") is not None:
+        from tuned_plots import draw
+        way = Way(prompts=args.prompts)
+        theirs = eight_bits(teacher_way(args.folder, way).images)
+        draw(found, scene_captions(args.prompts, way.scenes), theirs, args.plot)
     return 0
 
 
