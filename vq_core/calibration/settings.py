@@ -99,10 +99,14 @@ def pictures(prompts: tuple[str, ...], settings: Settings) -> list[Picture]:
     if len(prompts) == 1:
         return [Picture(0, prompts[0], settings.seed, False, (0, 2)),
                 Picture(1, prompts[0], settings.seed + 1, True, (1, 2))]
-    count = len(prompts)
-    held = min(count - 1, max(1, round(count * settings.held_out_share)))
-    chosen = {int((i + 0.5) * count / held) for i in range(held)}
+    chosen = held_out_of(len(prompts), settings.held_out_share)
     return [Picture(i, prompt, settings.seed + i, i in chosen) for i, prompt in enumerate(prompts)]
+
+
+def held_out_of(count: int, share: float) -> set[int]:
+    """Which of `count` pictures are held out: at least one, spread evenly; none of a single one."""
+    held = min(count - 1, max(1, round(count * share)))
+    return {int((i + 0.5) * count / held) for i in range(held)}
 
 
 def chosen_steps(candidates: list[int], count: int, picture: int) -> list[int]:
