@@ -145,7 +145,8 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
                          text_encoder_bits: int = 6, parts: tuple[str, ...] = PARTS, skip: str | None = None,
                          device: str | None = None, seed: int = 0, overwrite: bool = False,
                          configs: str | Path | None = None, sequential: bool = False,
-                         progress: Progress | None = None, tell: Callable[[str], None] | None = None, **options):
+                         activations: str | None = None, progress: Progress | None = None,
+                         tell: Callable[[str], None] | None = None, **options):
     """quantize.quantize with what an effort adds -> QuantizeResult
 
     effort: "fast", "balanced", "best", or minutes: the most that should fit, by this machine's measured speed (not with
@@ -173,7 +174,8 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
     result = quantize(source, output, bits=bits, method=method, plan=plan, text_encoder_bits=text_encoder_bits,
                       parts=parts, skip=skip, seed=seed, overwrite=overwrite, calibration=calibration, configs=configs,
                       sequential=(prompts or "built-in") if sequential else None,
-                      effort=actions.search if method in SEARCHED else None, **options, **common)
+                      effort=actions.search if method in SEARCHED else None, activations=activations, **options,
+                      **common)
     return result if result.already_there else replace(result, seconds=time.monotonic() - started)
 
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .activations.specs import Activations, activations_from_json, make_activations
 from .errors import PlanError
 from .spec import DenseSpec, Spec, UniformSpec, make_spec, spec_from_json, spec_to_json
 
@@ -17,13 +18,15 @@ PARTS = ("unet", "te", "vae")
 @dataclass(frozen=True)
 class Plan:
     """unet / text_encoder / embedding: the spec of each kind of layer; rules override by regular expression (first
-    match wins), layers by exact key (before the rules)."""
+    match wins), layers by exact key (before the rules). activations: what the UNet is meant to be run with, None = as
+    they come."""
 
     unet: Spec
     text_encoder: Spec = field(default_factory=DenseSpec)
     embedding: Spec = field(default_factory=DenseSpec)
     rules: tuple[tuple[str, Spec], ...] = ()
     layers: tuple[tuple[str, Spec], ...] = ()
+    activations: Activations | None = None
 
     def spec_for(self, layer) -> Spec:
         """The spec of one arch.Layer; dense where the architecture keeps it dense and no entry names it."""
@@ -54,10 +57,11 @@ class Plan:
 
     def to_json(self) -> dict:
         """-> the JSON object written to files and headers."""
+        later = {} if self.activations is None else {"activations": self.activations.to_json()}
         return {"vqpack_plan": PLAN_VERSION, "unet": spec_to_json(self.unet),
                 "text_encoder": spec_to_json(self.text_encoder), "embedding": spec_to_json(self.embedding),
                 "rules": [{"match": pattern, "spec": spec_to_json(spec)} for pattern, spec in self.rules],
-                "layers": {key: spec_to_json(spec) for key, spec in self.layers}}
+                "layers": {key: spec_to_json(spec) for key, spec in self.layers}, **later}
 
 
 def make_plan(bits: float = 3, method: str = "trellis", text_encoder_bits: int = 6, skip: str | None = None,
@@ -74,13 +78,18 @@ def make_plan(bits: float = 3, method: str = "trellis", text_encoder_bits: int =
                 rules=((skip, DenseSpec()),) if skip else ())
 
 
+def with_activations(plan: Plan, name: str | None) -> Plan:
+    """The plan with a preset's activations ("none": none); None leaves it as it is."""
+    return plan if name is None else replace(plan, activations=make_activations(name))
+
+
 def plan_from_json(data: dict) -> Plan:
     """Inverse of Plan.to_json; unknown versions and keys are refused by name."""
     if not isinstance(data, dict) or "vqpack_plan" not in data:
         raise PlanError("expected a plan: a JSON object with 'vqpack_plan'; `vqpack inspect FILE --json` shows one")
     if data["vqpack_plan"] != PLAN_VERSION:
         raise PlanError(f"this plan has version {data['vqpack_plan']!r}, this vqpack reads version {PLAN_VERSION}")
-    known = {"vqpack_plan", "unet", "text_encoder", "embedding", "rules", "layers"}
+    known = {"vqpack_plan", "unet", "text_encoder", "embedding", "rules", "layers", "activations"}
     if set(data) - known:
         raise PlanError(f"unknown plan entry '{sorted(set(data) - known)[0]}': expected {', '.join(sorted(known))}")
     if "unet" not in data:
@@ -89,7 +98,8 @@ def plan_from_json(data: dict) -> Plan:
                 text_encoder=spec_from_json(data.get("text_encoder", {"kind": "dense"})),
                 embedding=spec_from_json(data.get("embedding", {"kind": "dense"})),
                 rules=tuple(_rule(rule) for rule in data.get("rules", ())),
-                layers=tuple((str(k), spec_from_json(v)) for k, v in dict(data.get("layers", {})).items()))
+                layers=tuple((str(k), spec_from_json(v)) for k, v in dict(data.get("layers", {})).items()),
+                activations=activations_from_json(data["activations"]) if "activations" in data else None)
 
 
 def load_plan(path: str | Path) -> Plan:

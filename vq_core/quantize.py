@@ -21,7 +21,7 @@ from .errors import PlanError
 from .file_names import SUFFIX, glob_safe, safe_stem
 from .header import common_metadata, dump, fingerprint, settle
 from .inspection import read_result, spec_of
-from .plan import PARTS, Plan, make_plan
+from .plan import PARTS, Plan, make_plan, with_activations
 from .progress import Progress
 from .source import Source, open_source
 from .tables import table_by_id, table_bytes, table_key
@@ -71,7 +71,8 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
              calibration: str | Path | None = None, rounding: str | None = None, conv_group: str | None = None,
              merging: str | None = None, max_codebook_bits: float | None = None,
              sequential: str | Path | Sequence[str] | None = None, configs: str | Path | None = None,
-             effort: str | None = None, progress: Progress | None = None) -> QuantizeResult:
+             effort: str | None = None, activations: str | None = None,
+             progress: Progress | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
     source_path: where it is, or an opened Source (source_model.py makes one of a model in memory); it is closed.
@@ -84,6 +85,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     each for the inputs it gets from those coded before (calibration/sequential.py); needs a calibration and, as
     source_path, a checkpoint with its text encoders. configs: a diffusers folder, for unusual ones.
     effort: of additive codes' search, "fast", "normal" (None) or "best" (VQDM's).
+    activations: preset (activations/specs.py) that the file's plan is to hold, None = what `plan` holds.
     device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
     same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
@@ -91,10 +93,9 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     given = {"window": window if method == "trellis" else None, "rounding": rounding, "conv_group": conv_group,
              "merging": merging, "max_codebook_bits": max_codebook_bits}
     options = {name: value for name, value in given.items() if value is not None}
-    plan = plan or make_plan(bits, method, text_encoder_bits, skip, **options)
+    plan = with_activations(plan or make_plan(bits, method, text_encoder_bits, skip, **options), activations)
     _check_parts(parts)
-    device = device or best_device()
-    blocks = None
+    device, blocks = device or best_device(), None
     with source_path if isinstance(source_path, Source) else open_source(source_path) as source, \
             Calibration(calibration) if calibration else nullcontext() as calibrated:
         layers = arch_layers(source)

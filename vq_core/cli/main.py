@@ -78,6 +78,9 @@ def _add_quantize(commands) -> None:
                         "together)")
     p.add_argument("--codebook-bits", type=float, metavar="B",
                    help="of product codes: most bits a weight the books may take (default 0.25; at 1 bit 0.125)")
+    p.add_argument("--activations", metavar="NAME",
+                   help="what the file's plan says it is to be run with: none, int8, int6, qdiffusion8, talsq8, dgq8, "
+                        "... (docs/activations.md); drawing does not follow it yet")
     p.add_argument("--text-encoder-bits", type=int, default=6, choices=(16, 8, 6, 4), metavar="B",
                    help="16 (kept), 8, 6 or 4 (default 6)")
     p.add_argument("--parts", default="unet,te,vae", help="what the file keeps (default unet,te,vae)")

@@ -45,7 +45,7 @@ def _quantize(args):
               "parts": tuple(p.strip() for p in args.parts.split(",") if p.strip()), "overwrite": args.overwrite,
               "window": args.window, "calibration": args.calibration, "rounding": args.rounding,
               "conv_group": args.conv_group, "merging": args.merging, "max_codebook_bits": args.codebook_bits,
-              "configs": args.configs, "progress": console.progress()}
+              "activations": args.activations, "configs": args.configs, "progress": console.progress()}
     if args.effort is not None:
         from ..effort import quantize_with_effort
 
