@@ -10,7 +10,8 @@ import torch
 from vqpack.vq_core.arch import layers as arch_layers
 from vqpack.vq_core.calibration import Calibration
 from vqpack.vq_core.calibration.kept import Kept
-from vqpack.vq_core.calibration.sequential import Seen, Sequential, by_block
+from vqpack.vq_core.calibration.sequential import Seen, Sequential
+from vqpack.vq_core.calibration.stages import by_block
 from vqpack.vq_core.cli.main import main
 from vqpack.vq_core.container import Reader
 from vqpack.vq_core.errors import PlanError
