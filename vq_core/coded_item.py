@@ -28,7 +28,7 @@ class CodedItem:
     block_error: float | None = None
 
     def note(self, key: str) -> dict | None:
-        """What the spool keeps beside it: its row of the report and ids of shared tables; None where it is not coded."""
+        """What the spool keeps beside it: its row of the report, ids of shared tables; None where not coded."""
         if self.code is None:
             return None
         weight = self.code.weight

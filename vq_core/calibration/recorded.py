@@ -1,4 +1,4 @@
-"""What a block was given in the partly coded model and gave in the original: whole calls, as many as fit into memory."""
+"""What a block was given in the partly coded model and gave in the original: as many calls as fit into memory."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-MEMORY = 4 << 30                           # bytes of calls; SDXL at 1024 x 1024: 32 of its largest block, 190 of a middle one
+MEMORY = 4 << 30                           # bytes of calls: see docs/calibration.md for SDXL
 INPUT, OUTPUT = "input", "output"
 
 

@@ -143,8 +143,8 @@ class Sequential:
                 self._now, self.block = {}, None
 
     def _parts(self, stage: Stage) -> list[tuple[Sequence[str], Sequence[Group]]]:
-        """Keys and groups of each sweep; two sums a group, H and C. What is learned together is captured at once: 1.9 GB
-        of sums for SDXL's largest block.
+        """Keys and groups of each sweep; two sums a group, H and C. A block whose roundings are learned together is
+        captured at once: of SDXL's the largest has 0.9 GB of sums, counted from its shapes.
         """
         if stage.unit is not None:
             return [(stage.keys, stage.groups)]
@@ -196,8 +196,7 @@ class Sequential:
             self.progress.advance(1 / len(calls.finite))
 
     def _seen(self, unet, calls: Calls, call: int, picture: Picture, sums: dict[int, _Pair]) -> dict:
-        """In one call: the input vectors that the groups get, by number of the group, and what the block gets or gives.
-        """
+        """In one call: the input vectors that groups get, by number of the group, and what the block gets or gives."""
         found, wanted = {}, len(sums) + (self.block is not None)
 
         def note(name, value) -> None:
