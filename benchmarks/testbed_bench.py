@@ -85,12 +85,18 @@ def calibration_of(folder: Path, name: str, prompts: Sequence[str], **settings) 
                      device="cpu", **settings).path
 
 
-def coded(folder: Path, name: str, plan: Plan, calibration: Path | None) -> tuple[QuantizeResult, dict]:
-    """The UNet through the product -> its result, LDM key -> float32 weight; the file is kept."""
+def coded(folder: Path, name: str, plan: Plan, calibration: Path | None, sequential: Sequence[str] | None = None
+          ) -> tuple[QuantizeResult, dict]:
+    """The UNet through the product -> its result, LDM key -> float32 weight; the file is kept.
+
+    sequential: prompts, to code block by block.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     asked = json.dumps(plan.to_json(), sort_keys=True), calibration and calibration.name
+    asked += () if sequential is None else (tuple(sequential),)
     path = folder / f"{name}-{digest(CODE, *asked)}.safetensors"
-    result = quantize(TESTBED, path, plan=plan, parts=("unet",), device="cpu", calibration=calibration)
+    result = quantize(TESTBED, path, plan=plan, parts=("unet",), device="cpu", calibration=calibration,
+                      sequential=sequential and list(sequential))
     with Reader(result.path, mapped=False) as reader:
         return result, {layer.key: decode_tensor(reader, layer.key, torch.float32) for layer in layers()[0]}
 

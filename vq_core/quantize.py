@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -14,15 +13,18 @@ import torch
 from .arch import layers as arch_layers
 from .bits import Stored
 from .calibration.file import Calibration
+from .calibration.recorded import Block
+from .coded_item import CodedItem, round_together
 from .container import Writer, output_name
 from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed
 from .errors import PlanError
 from .file_names import SUFFIX, glob_safe, safe_stem
 from .header import common_metadata, dump, fingerprint, settle
-from .inspection import read_result, spec_of
+from .inspection import read_result
 from .plan import PARTS, Plan, make_plan, with_activations
 from .progress import Progress
+from .quantize_result import LayerResult, QuantizeResult
 from .source import Source, open_source
 from .tables import table_by_id, table_bytes, table_key
 from .text_encoders import Item, stored_items
@@ -31,38 +33,6 @@ from .workers import Stoppable, as_done, worker_count
 
 # Time of one weight beside a trellis weight's at window 12 (1.4 M weights/s a core with numba, palette 10, copies 200).
 EFFORT = {"dense": 0.01, "palette": 0.14, "uniform": 0.1}
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """One coded layer, as `--json` prints it."""
-
-    name: str
-    shape: list[int]
-    spec: dict
-    bits: float                            # stored bits per weight, everything in the blob counted
-    bytes: int
-    relative_error: float                  # squared error over squared norm
-    output_error: float | None = None      # squared error over square of the outputs, calibrated layers only
-
-    def to_json(self) -> dict:
-        """Its fields, those without a value left out."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class QuantizeResult:
-    """What a run produced; `already_there`: an identical earlier result was found and nothing was coded."""
-
-    path: Path
-    architecture: str
-    bits: dict[str, float]
-    file_bytes: int
-    source: dict
-    seconds: float
-    layers: list[LayerResult] = field(default_factory=list)
-    already_there: bool = False
-    fallbacks: Fallbacks = field(default_factory=Fallbacks)
 
 
 def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trellis", plan: Plan | None = None,
@@ -101,7 +71,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
         layers = arch_layers(source)
         items = [item for item in stored_items(source, layers) if _kept(item, parts)]
         plan.check([item.layer for item in items])
-        _check_rounding(plan, items, calibrated)
+        _check_rounding(plan, items, calibrated is not None, sequential is not None)
         if calibrated is not None:
             calibrated.check({layer.key: layer.shape for layer in layers if layer.component == "unet"
                               and not layer.dense}, f"'{source.stem}'")
@@ -130,10 +100,14 @@ def _sequential(path, prompts, calibrated: Calibration | None, device: str, conf
     return Sequential(path, prompts, calibrated, device, configs, progress=progress)
 
 
-def _check_rounding(plan: Plan, items: list[Item], calibrated: Calibration | None) -> None:
-    for item in items if calibrated is None else ():
+def _check_rounding(plan: Plan, items: list[Item], calibrated: bool, sequential: bool) -> None:
+    for item in items:
         rounding = getattr(plan.spec_for(item.layer), "rounding", "auto")
-        if rounding in ("gptq", "adaround"):
+        if rounding == "block" and not sequential:
+            raise PlanError(f"rounding 'block' of '{item.layer.key}' is learned for what its block gets in the partly "
+                            f"coded model: code with --sequential, --prompts and --calibration, or use rounding "
+                            f"adaround, layer by layer")
+        if rounding in ("gptq", "adaround", "block") and not calibrated:
             raise PlanError(f"rounding '{rounding}' of '{item.layer.key}' needs to know the layer's inputs: give a "
                             f"file of `vqpack calibrate` with --calibration, or use rounding auto")
 
@@ -157,6 +131,10 @@ def target_of(source: Source, output) -> tuple[Path, str | None]:
         return output, None
     name = output.name if output.suffix == SUFFIX else output.name + SUFFIX
     return output.parent, safe_stem(name[:-len(SUFFIX)]) + SUFFIX
+
+
+def _add(writer: Writer, key: str, item: CodedItem) -> None:
+    (writer.add if item.code is None else writer.add_blob)(key, item.stored, note=item.note(key))
 
 
 class _Job:
@@ -195,7 +173,11 @@ class _Job:
         try:
             with closing(self._stages(items, writer, path)) as stages:
                 for stage in stages:
-                    self._code_all(stage, writer)
+                    block = self.sequential.block if self.sequential else None
+                    if block is None:
+                        self._code_all(stage, writer)
+                    else:
+                        self._code_block(stage, block, writer)
             layers, stored = self._collect(items, writer)
             file_bytes, metadata = settle(writer, [layer.to_json() for layer in layers], stored,
                                           lambda bits: self._metadata(layers, bits))
@@ -224,18 +206,37 @@ class _Job:
         if self.sequential is None:
             yield items
         else:
-            coded = {item.layer.key for item in items if self.plan.spec_for(item.layer).kind != "dense"}
-            yield from self.sequential.stages(items, coded, writer, path, self.fingerprint)
+            specs = {item.layer.key: self.plan.spec_for(item.layer) for item in items}
+            coded = {key for key, spec in specs.items() if spec.kind != "dense"}
+            together = {item.layer.key for item in items if self._together(item)}
+            yield from self.sequential.stages(items, coded, writer, path, self.fingerprint, together)
+
+    def _together(self, item: Item) -> bool:
+        """Whether its roundings are learned with those of its block."""
+        return item.layer.component == "unet" and getattr(self.plan.spec_for(item.layer), "rounding", "") == "block"
 
     def _code_all(self, items: list[Item], writer: Writer) -> None:
-        todo = [item for item in items if item.layer.key not in writer]
+        with closing(self._coded([item for item in items if item.layer.key not in writer])) as results:
+            for item, coded in results:
+                _add(writer, item.layer.key, coded)
+
+    def _code_block(self, items: list[Item], block: Block, writer: Writer) -> None:
+        """Layer by layer, then together; again where an earlier run had written a part, which makes the rest the same.
+        """
+        coded = {item.layer.key: one for item, one in self._coded(items)}
+        keys = [item.layer.key for item in items if self._together(item)]
+        for key, one in round_together(block, coded, keys, self.settings["seed"], self.progress).items():
+            if key not in writer:
+                _add(writer, key, one)
+
+    def _coded(self, todo: list[Item]) -> Iterator[tuple[Item, CodedItem]]:
+        """Each item as it is coded, in any order."""
         self._announce(todo)
         stoppable = Stoppable(self.progress)
         results = as_done(lambda item: self._code(item, stoppable), todo, worker_count(self.device), stoppable)
         with closing(results):
-            for item, (weight, note) in results:
-                add = writer.add if note is None else writer.add_blob
-                add(item.layer.key, weight, note=note)
+            for item, coded in results:
+                yield item, coded
                 self.progress.advance(self._weight(item), item.layer.key)
         self.progress.finish()
 
@@ -266,12 +267,12 @@ class _Job:
         """Share of the work, in weights of the slowest codes: see EFFORT."""
         return item.layer.numel * EFFORT.get(self.plan.spec_for(item.layer).kind, 1.0)
 
-    def _code(self, item: Item, stoppable: Stoppable) -> tuple[torch.Tensor, dict | None]:
-        """One tensor -> (what the file stores, note of a coded layer or None); runs in a worker."""
+    def _code(self, item: Item, stoppable: Stoppable) -> CodedItem:
+        """Code one tensor; runs in a worker."""
         stoppable.check()
         key, spec = item.layer.key, self.plan.spec_for(item.layer)
         if spec.kind == "dense":
-            return item.load(self.source), None
+            return CodedItem(item.load(self.source))
         loaded = item.load_float(self.source)
         gram = self.calibration.gram(key) if self.calibration and item.layer.component == "unet" else None
         seen = self.sequential.seen(key) if self.sequential else None
@@ -286,10 +287,7 @@ class _Job:
                                  target=target, **search, **options)
 
         coded = with_less_memory(encode, spec.kind, self.device, self.fallbacks)
-        weight = coded.weight
-        layer = LayerResult(key, list(weight.shape), spec_of(weight), round(weight.bits, 4), weight.nbytes,
-                            coded.relative_error, coded.output_error)
-        return weight.blob, {"layer": layer.to_json(), "tables": list(coded.tables)}
+        return CodedItem(coded.weight.blob, coded, loaded, gram, target)
 
     def _metadata(self, layers: list[LayerResult], bits: dict) -> dict[str, str]:
         weights = sum(prod(layer.shape) for layer in layers)

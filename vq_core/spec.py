@@ -8,7 +8,7 @@ from .errors import PlanError
 SPEC_VERSION = 1
 TRELLIS_RATES = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
 DEFAULT_WINDOW = 12
-ROUNDINGS = ("auto", "nearest", "gptq", "adaround")
+ROUNDINGS = ("auto", "nearest", "gptq", "adaround", "block")
 CONV_GROUPS = ("channels", "kernel")
 MOST_TAPS = 64                              # of a kernel that is one group (layout.MAX_GROUP)
 MERGINGS = ("none", "usage", "ward")
@@ -131,7 +131,8 @@ class UniformSpec:
     """Integer grid with scale and zero point a row or a group (Q-Diffusion 3.2's quantizer).
 
     rounding, where the layer's inputs are known: "gptq" (error feedback), "adaround" (learned), "nearest"; "auto" is
-    gptq. Without a calibration every rounding is to the nearest.
+    gptq. "block": adaround, then those of all layers of a block learned together (calibration/reconstruct.py), where
+    blocks are coded one after the other. Without a calibration every rounding is to the nearest.
     """
 
     bits: int = 4

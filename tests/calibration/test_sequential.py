@@ -3,17 +3,20 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from vqpack.vq_core.arch import layers as arch_layers
-from vqpack.vq_core.calibration import Calibration
+from vqpack.vq_core.calibration import Calibration, reconstruct
 from vqpack.vq_core.calibration.kept import Kept
-from vqpack.vq_core.calibration.sequential import Seen, Sequential, by_block
+from vqpack.vq_core.calibration.sequential import Seen, Sequential
+from vqpack.vq_core.calibration.stages import by_block
 from vqpack.vq_core.cli.main import main
-from vqpack.vq_core.container import Reader
-from vqpack.vq_core.errors import PlanError
+from vqpack.vq_core.container import Reader, Writer
+from vqpack.vq_core.encode import adaround
+from vqpack.vq_core.errors import Interrupted, PlanError
 from vqpack.vq_core.gram import Gram
 from vqpack.vq_core.plan import Plan
 from vqpack.vq_core.planning.budget import MARGIN, file_bytes
@@ -105,6 +108,69 @@ def test_later_blocks_are_coded_for_what_earlier_ones_give(testbed, small, plan,
         resumed.path.name]
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Few iterations, layer by layer and together."""
+    monkeypatch.setattr(adaround.Schedule.__init__, "__defaults__", (20, *adaround.Schedule.__init__.__defaults__[1:]))
+    defaults = (40, *reconstruct.Schedule.__init__.__defaults__[1:])
+    monkeypatch.setattr(reconstruct.Schedule.__init__, "__defaults__", defaults)
+
+
+def block_plan(testbed):
+    """A residual block, a transformer block that sees the text, and a layer after them that stands for itself."""
+    with open_source(testbed) as source:
+        coded = [layer.key for layer in arch_layers(source) if layer.component == "unet" and not layer.dense]
+    chosen = [key for key in coded if re.search(r"input_blocks\.1\.0|middle_block\.1\.(transf|proj_out)", key)]
+    return Plan(unet=DenseSpec(), layers=tuple((key, UniformSpec(3, rounding="block")) for key in chosen))
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def test_blocks_are_rounded_together_and_a_killed_run_gives_the_same_bytes(testbed, small, prompts, tmp_path, few,
+                                                                          monkeypatch):
+    plan = block_plan(testbed)
+    arguments = {"plan": plan, "calibration": small.path, "parts": ("unet",), "sequential": prompts}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = quantize(testbed, tmp_path / "whole" / "a", **arguments)
+    blocks = whole.blocks()
+    assert len(blocks) == 2 and all(error <= 1 for error in blocks.values()) and min(blocks.values()) < 1
+    alone = [layer.name for layer in whole.layers if layer.block is None]
+    assert len(alone) == 1 and "proj_out" in alone[0]
+    assert re.match(r"[12] of 2 blocks took roundings learned together; held-out", whole.blocks_in_words())
+    assert {layer.spec["bits"] for layer in whole.layers} == {3}
+
+    add, count = Writer.add_blob, []
+
+    def stop(self, key, *args, **named):
+        if len(count) == 5:                # some layers of the second block are written, others not
+            raise Killed
+        count.append(key)
+        add(self, key, *args, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Writer, "add_blob", stop)
+        quantize(testbed, tmp_path / "killed" / "a", **arguments)
+    assert not list((tmp_path / "killed").glob("*.safetensors"))
+    stages = Stages()
+    again = quantize(testbed, tmp_path / "killed" / "a", progress=stages, **arguments)
+    assert again.path.read_bytes() == whole.path.read_bytes() and again.blocks() == blocks
+    assert [stage for stage in stages.seen if stage.startswith("learning")] == [
+        "learning the roundings of mid_block.attentions.0.transformer_blocks.0"]
+    found = quantize(testbed, tmp_path / "whole" / "a", **arguments)
+    assert found.already_there and found.blocks() == blocks
+
+
+def test_a_run_stopped_while_learning_leaves_nothing_half_written(testbed, small, prompts, tmp_path, few):
+    progress = Progress(should_stop=lambda: progress.stage.startswith("learning") and progress.done > 0.5)
+    with pytest.raises(Interrupted):
+        quantize(testbed, tmp_path / "out", plan=block_plan(testbed), calibration=small.path, parts=("unet",),
+                 sequential=prompts, progress=progress)
+    assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.part"))
+
+
 def foreseen(testbed, plan, settings):
     """Bytes that the planner allows for the file, which knows of no --sequential."""
     with open_source(testbed) as source:
@@ -178,6 +244,9 @@ def test_the_target_makes_up_for_what_the_inputs_lost(shape):
 def test_what_cannot_be_done_is_refused_in_a_sentence(testbed, small, prompts, tmp_path, capsys):
     with pytest.raises(PlanError, match="--calibration"):
         quantize(testbed, tmp_path / "out", sequential=prompts)
+    for named in ({}, {"calibration": small.path}):
+        with pytest.raises(PlanError, match="--sequential"):
+            quantize(testbed, tmp_path / "out", method="uniform", rounding="block", **named)
     with open_source(testbed) as source, pytest.raises(PlanError, match="give its path"):
         quantize(source, tmp_path / "out", calibration=small.path, sequential=prompts)
     code = main(["quantize", str(testbed), "-o", str(tmp_path / "out"), "--calibration", str(small.path),

@@ -63,7 +63,8 @@ def test_roundings_are_chosen_by_name():
     assert torch.equal(blobs["auto"], blobs["gptq"]) and not torch.equal(blobs["gptq"], blobs["adaround"])
     assert torch.equal(blobs["nearest"], encode_weight(matrix, UniformSpec(3)).weight.blob)
     assert torch.equal(blobs["nearest"], encode_weight(matrix, UniformSpec(3, rounding="adaround")).weight.blob)
-    with pytest.raises(PlanError, match="auto, nearest, gptq, adaround"):
+    assert torch.equal(blobs["adaround"], encode_weight(matrix, UniformSpec(3, rounding="block"), gram=g).weight.blob)
+    with pytest.raises(PlanError, match="auto, nearest, gptq, adaround, block"):
         UniformSpec(3, rounding="stochastic")
 
 

@@ -110,6 +110,17 @@ def test_captures_are_compared_with_the_first(bench):
     assert (rows[1]["median"], rows[1]["pictures"]) == ("14.000", 20) and float(rows[1]["low"]) > 0
 
 
+def test_roundings_are_compared_with_all_earlier_ones(bench):
+    less, more = (torch.linspace(low, low + 10, 20).tolist() for low in (10, 12))
+    found = {name: {"bits": 4.1, "noise_snr": values, "latent_psnr": values} for name, values in
+             (("nearest", less), ("adaround", less), ("block", more))}
+    rows = bench("rounding").compared(4, "block", found)
+    assert [(row["metric"], row["over"]) for row in rows] == [
+        (metric, over) for metric in ("noise_snr", "latent_psnr") for over in ("", "nearest", "adaround")]
+    assert [row["value"] for row in rows[:3]] == ["17.000", "2.000", "2.000"] and float(rows[1]["low"]) > 0
+    assert [row["over"] for row in bench("rounding").compared(4, "nearest", {"nearest": found["nearest"]})] == ["", ""]
+
+
 def test_ratios_in_short(bench):
     found = bench("planning").summary([{"ratio": 0.5, "coding_seconds": 1.0}, {"ratio": 2.0, "coding_seconds": 3.0}])
     assert found == {"layers": 2, "mean": pytest.approx(1), "least": 0.5, "most": 2.0, "coding_seconds": 4.0}

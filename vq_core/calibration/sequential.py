@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..encode import to_matrix
+from ..encode import from_matrix, to_matrix
 from ..encode.feedback import DAMPINGS, add_damping, one_thread
 from ..gram import Gram, output_error
 from ..progress import Progress
@@ -28,8 +28,10 @@ from .calls import Calls
 from .file import Calibration
 from .groups import Group, sweeps
 from .kept import Kept
+from .recorded import INPUT, OUTPUT, Block
 from .run import read_given
 from .settings import Picture, Settings, pictures
+from .stages import Stage, plain_stages, unit_stages
 from .teacher import CheckpointTeacher
 
 MEMORY = 8 << 30                           # bytes of sums at a time
@@ -64,21 +66,13 @@ class Seen:
                 return weight
             share = gram.held_out_count / (gram.count + gram.held_out_count)
             change = _solved(learned + share * (known - learned), gram.all_inputs(), damping)
-        return weight + _as_weight(change, weight)
+        return weight + from_matrix(change, weight.shape)
 
 
 def _solved(right: torch.Tensor, blocks: torch.Tensor, damping: float) -> torch.Tensor:
     """right (H + damping)⁻¹, float32 [out, cols]"""
     damped = add_damping(blocks.double(), damping)[0]
     return torch.linalg.solve(damped, right.double(), left=False).float()
-
-
-def _as_weight(matrix: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Inverse of to_matrix."""
-    if weight.dim() == 2:
-        return matrix
-    out, channels, height, width = weight.shape
-    return matrix.view(out, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Sequential:
@@ -101,45 +95,61 @@ class Sequential:
         self._now: dict[str, Seen] = {}
         self._kept: Kept | None = None
         self._student, self._there = None, set()
+        self.block: Block | None = None
 
     def seen(self, key: str) -> Seen | None:
         """What a layer of the stage that is being coded gets; None: what the calibration says."""
         return self._now.get(key)
 
-    def stages(self, items: Sequence, coded: set[str], writer: Writer, path: Path, fingerprint: str) -> Iterator[list]:
+    def stages(self, items: Sequence, coded: set[str], writer: Writer, path: Path, fingerprint: str,
+               together: Collection[str] = ()) -> Iterator[list]:
         """Items in the order they are to be coded, a list at a time; the next list needs all earlier ones in `writer`.
 
-        coded: keys of those that are going to be coded. path: of the result; pictures are kept beside it for a while.
+        coded: keys of those that are going to be coded. together: those whose roundings are learned block by block:
+        `block` is then, until the next list is asked for, what the block of this list got and should give.
+        path: of the result; pictures are kept beside it for a while.
         A stopped run draws nothing again, captures the block it was in once more and gives the same bytes.
         """
         self._kept = Kept(path.with_name(path.name.removesuffix(".safetensors") + ".parts"), fingerprint)
         try:
-            yield from self._stages({item.layer.key: item for item in items}, coded, writer)
+            yield from self._stages({item.layer.key: item for item in items}, coded, writer, together)
         finally:
-            self._now, self._student = {}, None
+            self._now, self._student, self.block = {}, None, None
             self._kept.close()
             self.teacher.close()
         self._kept.remove()
 
-    def _stages(self, items: dict, coded: set[str], writer: Writer) -> Iterator[list]:
+    def _stages(self, items: dict, coded: set[str], writer: Writer, together: Collection[str]) -> Iterator[list]:
         if all(key in writer for key in items):
             return
         self.teacher.open()
+        modules = {layer.key: layer.module for layer in self.teacher.layers()}
         groups, _ = self.teacher.groups(self.teacher.layers(), self.settings)
-        blocks = by_block([group for group in groups if coded.intersection(group.layers)])
-        later = {key for block in blocks[1:] for group in block if not group.text for key in group.layers}
-        yield [item for key, item in items.items() if key not in later]
         numbers = {group.layers: number for number, group in enumerate(groups)}
-        for place in range(1, len(blocks)):
-            block = [group for group in blocks[place] if not group.text]            # the text stays what it was
-            if all(key in writer for group in block for key in group.layers if key in items):
+        groups = [group for group in groups if coded.intersection(group.layers)]
+        stages = unit_stages(groups, modules, coded, together) if together else plain_stages(groups)
+        later = {key for stage in stages for key in stage.keys}
+        yield [item for key, item in items.items() if key not in later]
+        for place, stage in enumerate(stages):
+            if all(key in writer for key in stage.keys if key in items):
                 continue
+            later = {key for stage in stages[place:] for key in stage.keys}
             self._draw()
-            self._put(blocks[:place], writer)
-            for part in sweeps(block, self.memory // 2):            # two sums a group: H and C
-                self._now = self._capture(part, numbers, f"capturing block {place + 1} of {len(blocks)}")
-                yield [items[key] for group in part for key in group.layers if key in items]
-                self._now = {}
+            self._put({key: module for key, module in modules.items() if key not in later}, writer)
+            for keys, groups in self._parts(stage):
+                self.block = Block(stage.unit, {key: modules[key] for key in keys}) if stage.unit else None
+                self._now = self._capture(groups, numbers, f"capturing block {place + 2} of {len(stages) + 1}")
+                yield [items[key] for key in keys if key in items]
+                self._now, self.block = {}, None
+
+    def _parts(self, stage: Stage) -> list[tuple[Sequence[str], Sequence[Group]]]:
+        """Keys and groups of each sweep; two sums a group, H and C. A block whose roundings are learned together is
+        captured at once: of SDXL's the largest has 0.9 GB of sums, counted from its shapes.
+        """
+        if stage.unit is not None:
+            return [(stage.keys, stage.groups)]
+        return [([key for group in part for key in group.layers], part)
+                for part in sweeps(stage.groups, self.memory // 2) if part]
 
     def _draw(self) -> None:
         todo = [picture for picture in self.pictures if not self._kept.has(picture)]
@@ -150,13 +160,11 @@ class Sequential:
                 self._kept.save(picture, self.teacher.draw(picture, self.settings, self.progress))
         self.progress.finish()
 
-    def _put(self, blocks: list[list[Group]], writer: Writer) -> None:
-        """Give the student what these blocks' layers decode to, as far as they are coded."""
+    def _put(self, modules: dict[str, str], writer: Writer) -> None:
+        """Give the student what these layers (key -> path in the UNet) decode to, as far as they are coded."""
         if self._student is None:
             self._student = copy.deepcopy(self.teacher.unet)
-        modules = {layer.key: layer.module for layer in self.teacher.layers()}
-        coded = {key for block in blocks for group in block for key in group.layers if key in writer}
-        for key in sorted(coded - self._there):
+        for key in sorted(key for key in modules if key in writer and key not in self._there):
             self._there.add(key)
             note = writer.note(key) or {}
             if "layer" in note:
@@ -164,38 +172,48 @@ class Sequential:
                 weight = self._student.get_submodule(modules[key]).weight
                 weight.data.copy_(coded.decode(torch.float32).view(weight.shape))
 
-    def _capture(self, part: list[Group], numbers: dict, stage: str) -> dict[str, Seen]:
-        """Layer -> what it gets, for the groups of one sweep."""
+    def _capture(self, part: Sequence[Group], numbers: dict, stage: str) -> dict[str, Seen]:
+        """Layer -> what it gets, for the groups of one sweep; what `block` gets and gives is recorded in it."""
         sums = {numbers[group.layers]: _Pair(group, self.teacher.unet.device) for group in part}
         self.progress.start(stage, len(self.pictures))
         with one_thread():
             for picture in self.pictures:
                 self._picture(self._kept.calls(picture), picture, sums)
         self.progress.finish()
+        if self.block is not None:
+            self.block.module = self._student.get_submodule(self.block.name)
         found = {number: pair.seen() for number, pair in sums.items()}
         return {key: found[number] for number, pair in sums.items() for key in pair.group.layers}
 
     def _picture(self, calls: Calls, picture: Picture, sums: dict[int, _Pair]) -> None:
         for call in (i for i, finite in enumerate(calls.finite) if finite):
-            rows = [self._rows(unet, calls, call, picture, sums) for unet in (self.teacher.unet, self._student)]
-            for number in rows[0].keys() & rows[1].keys():
-                sums[number].add(rows[0][number], rows[1][number], picture.held_out)
+            teacher, student = (self._seen(unet, calls, call, picture, sums)
+                                for unet in (self.teacher.unet, self._student))
+            if self.block is not None:
+                self.block.offer(student.pop(INPUT), teacher.pop(OUTPUT), picture.held_out)
+            for number in teacher.keys() & student.keys():
+                sums[number].add(teacher[number], student[number], picture.held_out)
             self.progress.advance(1 / len(calls.finite))
 
-    def _rows(self, unet, calls: Calls, call: int, picture: Picture, sums: dict[int, _Pair]) -> dict[int, torch.Tensor]:
-        """The input vectors that the groups get in one call, by number of the group."""
-        found: dict[int, torch.Tensor] = {}
+    def _seen(self, unet, calls: Calls, call: int, picture: Picture, sums: dict[int, _Pair]) -> dict:
+        """In one call: the input vectors that groups get, by number of the group, and what the block gets or gives."""
+        found, wanted = {}, len(sums) + (self.block is not None)
+
+        def note(name, value) -> None:
+            found[name] = value
+            if len(found) == wanted:
+                raise _Enough              # what comes after the last of them need not be computed
 
         def listener(number: int):
             def hook(module: torch.nn.Module, args: tuple) -> None:
                 seed = (self.settings.seed, picture.index, calls.steps[call], number)
-                found[number] = input_rows(module, args[0], self.settings.tokens, seed)
-                if len(found) == len(sums):
-                    raise _Enough          # what comes after the last of them need not be computed
+                note(number, input_rows(module, args[0], self.settings.tokens, seed))
             return hook
 
         hooks = [unet.get_submodule(pair.group.module).register_forward_pre_hook(listener(number))
                  for number, pair in sums.items()]
+        if self.block is not None:
+            hooks.append(self.block.listen(unet, unet is self._student, note))
         try:
             calls.ask(unet, call)
         except _Enough:
@@ -240,12 +258,3 @@ class _Pair:
         own, cross = ([None if sums is None or not count else (sums[i] / count).cpu()
                        for i, count in enumerate(self.counts)] for sums in (self.own, self.cross))
         return Seen(Gram(own[0], self.counts[0], own[1], self.counts[1]), *cross)
-
-
-def by_block(groups: list[Group]) -> list[list[Group]]:
-    """Groups of the UNet's blocks in forward order: down_blocks.0, ..., mid_block, up_blocks.0, ... (SDXL: 7)"""
-    found: dict[str, list[Group]] = {}
-    for group in groups:
-        path = group.module.split(".")
-        found.setdefault(path[0] if path[0] == "mid_block" else ".".join(path[:2]), []).append(group)
-    return list(found.values())

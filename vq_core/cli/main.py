@@ -69,8 +69,9 @@ def _add_quantize(commands) -> None:
                    help="pictures to draw for --effort and --sequential: as in `calibrate`; 'built-in' for its list")
     p.add_argument("--preset", default="base", choices=PRESETS, help="kind of model, as in `calibrate`, for --effort")
     p.add_argument("--configs", metavar="FOLDER", help="diffusers folder whose configurations unusual files get")
-    p.add_argument("--rounding", choices=("gptq", "adaround", "nearest"),
-                   help="of uniform codes, with a calibration (default gptq)")
+    p.add_argument("--rounding", choices=("gptq", "adaround", "block", "nearest"),
+                   help="of uniform codes, with a calibration (default gptq); block: learned together for each "
+                        "residual and transformer block, by its output (Q-Diffusion), with --sequential")
     p.add_argument("--conv-group", choices=("channels", "kernel"),
                    help="of additive codes: groups of 8 channels (default) or of one channel's kernel")
     p.add_argument("--merging", choices=("none", "usage", "ward"),

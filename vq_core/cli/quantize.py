@@ -31,6 +31,8 @@ def run(args) -> int:
     verb = "is already there" if result.already_there else f"took {console.duration(result.seconds)}"
     print(f"{result.path}: {console.size(result.file_bytes)}, {verb}")
     print(f"bits a weight: coded layers {bits['coded']:.3f}, whole UNet {bits['unet']:.3f}, file {bits['file']:.3f}")
+    if result.blocks():
+        print(result.blocks_in_words())
     if result.fallbacks:
         print(result.fallbacks)
     return 0
@@ -67,5 +69,5 @@ def result_json(result) -> dict:
             "file_bytes": result.file_bytes, "source": result.source,
             "layers": [layer.to_json() for layer in result.layers],
             "file": result.path.name, "already_there": result.already_there,
-            "fallbacks": dataclasses.asdict(result.fallbacks),
+            "blocks": result.blocks(), "fallbacks": dataclasses.asdict(result.fallbacks),
             "seconds": round(result.seconds, 3), "peak_rss_bytes": console.peak_rss_bytes()}

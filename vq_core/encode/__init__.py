@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
 from ...kernels.dispatch import decode_part
+from ...kernels.packing import pack_codes
 from ..errors import FormatError
 from ..gram import Gram, output_error
 from ..progress import Progress
@@ -53,6 +54,14 @@ def to_matrix(weight: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return part.reshape(part.shape[0], -1).contiguous()
 
 
+def from_matrix(matrix: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Inverse of to_matrix for all channels of a weight of this shape."""
+    if len(shape) == 2:
+        return matrix
+    out, channels, height, width = shape
+    return matrix.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+
 def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dtype: torch.dtype = torch.float16,
                   splits: tuple[int, ...] = (), seed: int = 0, device: str | None = None, progress=None,
                   gram: Gram | None = None, target: torch.Tensor | None = None, **options) -> EncodedWeight:
@@ -87,7 +96,20 @@ def encode_weight(weight: torch.Tensor, spec: Spec, *, key: str = "", source_dty
         if gram is not None and stop < channels:
             missed = (matrix - decode_part(part)).view(len(matrix), taps, -1)       # [out, taps, channels]
             lost = torch.cat([lost, missed], 2)
-    blob = build_blob(tuple(weight.shape), source_dtype, parts)
+    return _measured(build_blob(tuple(weight.shape), source_dtype, parts), key, weight, aim, gram)
+
+
+def with_codes(coded: CodedWeight, codes: list[torch.Tensor], weight: torch.Tensor, *, key: str = "",
+               gram: Gram | None = None, target: torch.Tensor | None = None) -> EncodedWeight:
+    """A uniform weight with other codes, int32 [out, cols] of each range; all else as in encode_weight."""
+    parts = [(start, stop, kind, replace(part, codes=pack_codes(new, part.bits)))
+             for (start, stop, kind, part), new in zip(coded.parts, codes, strict=True)]
+    blob = build_blob(coded.shape, coded.source_dtype, parts)
+    return _measured(blob, key, weight, weight if target is None else target, gram)
+
+
+def _measured(blob: torch.Tensor, key: str, weight: torch.Tensor, aim: torch.Tensor, gram: Gram | None
+              ) -> EncodedWeight:
     tables = tuple(sorted({part.table_id for part in read_layout(blob, key).parts if part.kind == "trellis"}))
     coded = parse_blob(blob, {i: table_by_id(i) for i in tables}, key)
     outputs = None if gram is None else relative_output_error(aim, coded, gram)

@@ -2,7 +2,7 @@
 
 AdaRound (Nagel et al., arXiv 2004.10568) with the constants of Q-Diffusion (Li et al., arXiv 2302.04304, section 3.2).
 Their objective for one layer, the squared error of its outputs, is tr(D G Dᵀ): the gram is all it needs, no inputs are
-kept. What they do and this does not: learning the roundings of several layers of a block at once.
+kept. The roundings of several layers of a block at once: calibration/reconstruct.py.
 """
 from __future__ import annotations
 

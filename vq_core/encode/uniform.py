@@ -52,7 +52,7 @@ def _code_with_gram(matrix, scales, zeros, spec, gram, progress):
     """-> codes float32 [rows, cols] on the grid found, and its scales, refitted where a row has one."""
     with one_thread():
         feedback = make_feedback(gram).to(matrix.device)
-        code = _adaround if spec.rounding == "adaround" else _gptq
+        code = _adaround if spec.rounding in ("adaround", "block") else _gptq
         codes = code(matrix, scales, zeros, spec, feedback, progress)
         if spec.group_size:
             return codes, scales
