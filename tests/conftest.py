@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,31 @@ def repository() -> Path:
 def testbed(repository) -> Path:
     """The folder of the small trained SDXL-architecture pipeline."""
     return repository / "testbed" / "pipe"
+
+
+@pytest.fixture(scope="session")
+def asked():
+    """asked() -> a Progress that notes the longest time between two questions whether to stop: `longest()`, seconds.
+
+    Processor time: a stop takes effect that late whatever else the machine does. With one thread that codes.
+    """
+    from vqpack.vq_core.progress import Progress
+
+    class Asked(Progress):
+        def __init__(self):
+            super().__init__(should_stop=self._note)
+            self._last, self._longest = time.process_time(), 0.0
+
+        def _note(self) -> bool:
+            now = time.process_time()
+            self._last, self._longest = now, max(self._longest, now - self._last)
+            return False
+
+        def longest(self) -> float:
+            self._note()                   # from the last question to now
+            return self._longest
+
+    return Asked
 
 
 @pytest.fixture

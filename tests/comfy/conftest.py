@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+PATIENCE = 1800                            # seconds: cuts off what hangs, however busy the machine is
 PLAN = {"vqpack_plan": 1, "unet": {"kind": "palette", "bits": 3}, "rules": [
     {"match": r"input_blocks\.3\.1.*attn1", "spec": {"kind": "trellis", "bits": 3, "window": 8, "rotation": 0}},
     {"match": r"input_blocks\.4\.0\.op", "spec": {"kind": "trellis", "bits": 2.5, "window": 8, "rotation": 16}},
@@ -61,6 +62,35 @@ def usable(host: Path) -> Path:
     return host
 
 
+def observed(script: str, host: Path, folder: Path, *arguments: str) -> dict:
+    """What a script of tests/comfy found, run in a process of its own with that ComfyUI, on that folder."""
+    command = [host_python(), str(HERE / script), str(host), str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=folder, check=False,
+                          timeout=PATIENCE)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    log = folder / "server.log"
+    said = log.read_text(encoding="utf-8", errors="replace")[-3000:] if log.is_file() else done.stdout[-2000:]
+    assert done.returncode == 0 and lines, f"{script} {arguments} failed:\n{said}\n{done.stderr[-4000:]}"
+    return json.loads(lines[-1][6:])
+
+
+def make_base(folder: Path, packs: dict[str, str] | None = None, **linked: Path) -> Path:
+    """A ComfyUI base folder with this pack in a folder with a dash, hold_stage.py, and other packs' source by name.
+
+    linked: files to be there, by the model folder they belong to.
+    """
+    for name in ("models/checkpoints", "custom_nodes", "input", "output", "temp", "user"):
+        (folder / name).mkdir(parents=True)
+    for kind, path in linked.items():
+        (folder / "models" / kind).mkdir(exist_ok=True)
+        os.link(path, folder / "models" / kind / path.name)
+    for name, source in (packs or {}).items():
+        (folder / "custom_nodes" / f"{name}.py").write_text(source, encoding="utf-8")
+    (folder / "custom_nodes" / "hold_stage.py").symlink_to(HERE / "hold_stage.py")
+    (folder / "custom_nodes" / "vq-pack").symlink_to(ROOT, target_is_directory=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """A current ComfyUI."""
@@ -77,12 +107,7 @@ def old_comfyui() -> Path:
 def inside(files):
     """inside(host, case, *arguments) -> what a script of tests/comfy found, run in a process with that ComfyUI."""
     def run(host: Path, case: str, *arguments: str, script: str = "cases.py") -> dict:
-        command = [host_python(), str(HERE / script), str(host), str(files), case, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=files, check=False,
-                              timeout=600)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-        assert done.returncode == 0 and lines, f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return json.loads(lines[-1][6:])
+        return observed(script, host, files, case, *arguments)
     return run
 
 
