@@ -3,6 +3,7 @@
 How long a stage takes depends on the machine, and how soon a stop arrives on what else runs there: coding the tiny
 checkpoint takes five seconds, decompressing it one. Held, a stage cannot be over before the stop is there.
 """
+import importlib
 import sys
 import time
 
@@ -27,7 +28,8 @@ class HoldStage:
 
     def hold(self, stage):
         """Replace Progress.advance of the pack under test."""
-        progress = next(module for name, module in sys.modules.items() if name.endswith("vq-pack.vq_core.progress"))
+        pack = next(name for name in sys.modules if name.endswith("vq-pack"))
+        progress = importlib.import_module(f"{pack}.vq_core.progress")
         real = getattr(progress, "usual", None) or progress.Progress.advance
         progress.usual = real
 

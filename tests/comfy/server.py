@@ -94,9 +94,10 @@ class Browser:
 
     async def stop(self, prompt: dict, stage: str) -> dict:
         """Run a prompt and interrupt it once something of this stage is done."""
-        await self.run(hold(stage))
+        held = await self.run(hold(stage))
         stopped = await self.run(prompt)
-        await self.run(hold(""))
+        released = await self.run(hold(""))
+        assert held["end"] == released["end"] == "execution_success", (held, released)
         return stopped
 
     async def run(self, prompt: dict) -> dict:
