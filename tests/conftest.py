@@ -36,6 +36,20 @@ def pytest_configure(config):
         torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """In a process of pytest-xdist: a folder's tests stay together, for they share what they make once for a run.
+
+    Those of a file in tests/comfy do, and they come first: they are the longest, and their processes their own.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/comfy/"))
+    for item in items:
+        path = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(path if path.startswith("tests/comfy/") else path.rpartition("/")[0]))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The repository's root folder."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,12 +27,18 @@ def bootstrap(repository, tmp_path, monkeypatch):
     return module
 
 
+def clock() -> float:
+    """Processor seconds of finished child processes, whatever else runs; on Windows, which counts none, the time."""
+    spent = os.times()
+    return time.perf_counter() if os.name == "nt" else spent.children_user + spent.children_system
+
+
 def test_without_arguments_it_is_instant_and_idle(repository, tmp_path):
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = clock()
         done = run(repository / "install.py", cwd=tmp_path)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.count("\n") == 1
     assert min(seconds) < 0.3, seconds
