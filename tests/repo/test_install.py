@@ -114,6 +114,17 @@ def test_somebody_elses_environment_is_left_alone(bootstrap, tmp_path):
     assert python.is_file()
 
 
+@pytest.mark.parametrize(("there", "cores", "processes"), [(True, 2, "2"), (True, 1, None), (False, 2, None)])
+def test_everything_runs_in_two_processes_of_one_thread_where_it_can(bootstrap, monkeypatch, there, cores, processes):
+    environment = {}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+    arguments = bootstrap.side_by_side()
+    assert dict(zip(arguments[::2], arguments[1::2])).get("-n") == processes
+    assert environment.get("OMP_NUM_THREADS") == (None if processes is None else "1")
+
+
 def test_two_setups_wait_for_each_other(repository, tmp_path):
     """The second holder gets the lock only after the first let go, also when the first is killed."""
     code = f"""
