@@ -14,7 +14,7 @@ PRESETS = ("base", "v-prediction", "lcm", "lightning", "hyper", "turbo")
 FROM_PRESET = "(preset)"
 # Where each stage stands on the bar; shares of SDXL's time on a GPU are not measured.
 SPANS = {"reading the model": (0.0, 0.03), "loading the model": (0.03, 0.03), "drawing": (0.03, 0.45),
-         "capturing": (0.45, 0.85), "sensitivities": (0.85, 1.0)}
+         "capturing": (0.45, 0.85), "sensitivities": (0.85, 0.99), "writing the file": (0.99, 1.0)}
 _SWEEP = re.compile(r"(.*), sweep (\d+) of (\d+)")
 _ADVANCED = {"advanced": True}
 _OPTIONAL = {"width": 1024, "height": 1024, "steps": 0, "cfg": 0.0, "sampler_name": FROM_PRESET,

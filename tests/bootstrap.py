@@ -21,8 +21,9 @@ RANGES = ["numpy>=1.26,<3", "safetensors>=0.4.3", "diffusers>=0.35", "transforme
 TORCH = ["torch==2.13.0", "torch>=2.4"]
 NUMBA = ["numba==0.68.1", "numba>=0.60"]
 TRITON = ["triton==3.9.0", "triton>=3.1"]
+XDIST = ["pytest-xdist==3.8.0", "pytest-xdist>=3.6"]
 NEEDED = ["torch", "numpy", "safetensors", "diffusers", "transformers", "PIL"]
-SETUP_VERSION = 1                     # raise it when the steps below change
+SETUP_VERSION = 2                     # raise it when the steps below change
 
 
 class SetupError(Exception):
@@ -113,6 +114,7 @@ def _make_venv(modules):
     _add_torch()
     _install([["-r", REQUIREMENTS], RANGES], "diffusers, transformers, safetensors, pytest, pillow")
     _add_optional("numba", NUMBA, "trellis coding on the CPU falls back to plain torch, about ten times slower")
+    _add_optional("xdist", XDIST, "the tests run one after the other")
     if sys.platform.startswith("linux"):
         _add_optional("triton", TRITON, "GPU kernels and their interpreter tests are left out")
     if not imports(_venv_python(), sorted({*NEEDED, *modules})):
@@ -238,7 +240,7 @@ def run_inside(argv):
         import pytest
 
         os.chdir(ROOT)
-        return int(pytest.main(argv[1:]))
+        return int(pytest.main(argv[1:] or side_by_side()))
     spec = importlib.util.spec_from_file_location("vqpack", os.path.join(ROOT, "__init__.py"),
                                                   submodule_search_locations=[ROOT])
     sys.modules["vqpack"] = importlib.util.module_from_spec(spec)
@@ -246,6 +248,15 @@ def run_inside(argv):
     from vqpack.vq_core.cli.main import main as command_line
 
     return command_line(argv)
+
+
+def side_by_side():
+    """Arguments for all tests in two processes of one thread each, where pytest-xdist and a second core are there."""
+    if importlib.util.find_spec("xdist") is None or (os.cpu_count() or 1) < 2:
+        return []
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    return ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]          # groups: tests/conftest.py
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def pytest_configure(config):
         torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """In a process of pytest-xdist: a folder's tests stay together, for they share what they make once for a run.
+
+    Those of a file in tests/comfy do, and they come first: they are the longest, and their processes their own.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/comfy/"))
+    for item in items:
+        path = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(path if path.startswith("tests/comfy/") else path.rpartition("/")[0]))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The repository's root folder."""
@@ -45,6 +60,31 @@ def repository() -> Path:
 def testbed(repository) -> Path:
     """The folder of the small trained SDXL-architecture pipeline."""
     return repository / "testbed" / "pipe"
+
+
+@pytest.fixture(scope="session")
+def asked():
+    """asked() -> a Progress that notes the longest time between two questions whether to stop: `longest()`, seconds.
+
+    Processor time: a stop takes effect that late whatever else the machine does. With one thread that codes.
+    """
+    from vqpack.vq_core.progress import Progress
+
+    class Asked(Progress):
+        def __init__(self):
+            super().__init__(should_stop=self._note)
+            self._last, self._longest = time.process_time(), 0.0
+
+        def _note(self) -> bool:
+            now = time.process_time()
+            self._last, self._longest = now, max(self._longest, now - self._last)
+            return False
+
+        def longest(self) -> float:
+            self._note()                   # from the last question to now
+            return self._longest
+
+    return Asked
 
 
 @pytest.fixture

@@ -184,9 +184,7 @@ class _Job:
             bits = json.loads(metadata["vqpack.bits"])
             if name is None:
                 writer.rename(output_name(folder, self.source.stem, bits["unet"]))
-            self.progress.start("writing the file", file_bytes)
-            path = writer.close(metadata)
-            self.progress.finish()
+            path = writer.close(metadata, self.progress)
         finally:
             writer.abort(keep_spool=True)
         return QuantizeResult(path, self.source.architecture, bits, file_bytes, self.identity,
@@ -259,7 +257,8 @@ class _Job:
     def _announce(self, todo: list[Item]) -> None:
         """Start the stage with a time measured here: how fast this machine codes with the plan's main spec."""
         total = sum(self._weight(item) for item in todo)
-        speed = estimate_speed(self.plan.unet, self.device, worker_count(self.device)) if total > 1 << 24 else None
+        speed = estimate_speed(self.plan.unet, self.device, worker_count(self.device),
+                               self.progress) if total > 1 << 24 else None
         seconds = total / speed / EFFORT.get(self.plan.unet.kind, 1.0) if speed else None
         self.progress.start("coding", total, seconds=seconds)
 

@@ -74,9 +74,7 @@ def save_model(source: Source, blobs: Mapping[str, CodedWeight], patched: Mappin
         rows = [origin.rows[key] for key in sorted(blobs) if key in origin.rows]
         file_bytes, metadata = settle(writer, rows, stored,
                                       lambda bits: _metadata(source, origin, bits, len(blobs), sorted(patched)))
-        progress.start("writing the file", file_bytes)
-        final = writer.close(metadata)
-        progress.finish()
+        final = writer.close(metadata, progress)
     more = sum(_dense_bytes(item, source) - patched[item.layer.key].nbytes for item in items
                if item.layer.key in patched)
     return SaveResult(final, file_bytes, len(blobs), len(patched), more)

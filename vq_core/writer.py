@@ -12,6 +12,7 @@ import torch
 from .errors import FormatError, VQError
 from .file_names import SUFFIX
 from .open_files import is_open
+from .progress import Progress
 from .publish import FULL, NotRenamed, check_space, os_error, publish
 from .record import read_layout
 from .safetensors_io import DTYPES, Entry, dtype_name, dump_header, frame_header
@@ -106,19 +107,22 @@ class Writer:
         ordered = self._ordered()
         return len(self._header(ordered, metadata, "0" * 64)) + sum(e.nbytes for e in ordered)
 
-    def close(self, metadata: dict[str, str]) -> Path:
+    def close(self, metadata: dict[str, str], progress: Progress | None = None) -> Path:
         """Write the file and put it under its name -> that name (numbered where the name was taken or is in use).
 
-        Adds format, vqpack.version, checksums and modelspec.hash_sha256 to `metadata`. On any error nothing of the
-        file stays; the spool stays for `abort` to decide.
+        Adds format, vqpack.version, checksums and modelspec.hash_sha256 to `metadata`. On any error, and where
+        `progress` was told to stop, nothing of the file stays; the spool stays for `abort` to decide.
         """
-        ordered = self._ordered()
+        ordered, progress = self._ordered(), progress or Progress()
         missing = [table_key(t) for e in ordered for t in e.tables if table_key(t) not in self._entries()]
         if missing:
             raise FormatError(f"the shared table '{missing[0]}' was not added, but a coded weight needs it")
         try:
-            check_space(self.path.parent, self.file_bytes(metadata), _BESIDE)
-            self._write_part(ordered, metadata)
+            file_bytes = self.file_bytes(metadata)
+            check_space(self.path.parent, file_bytes, _BESIDE)
+            progress.start("writing the file", file_bytes)
+            self._write_part(ordered, metadata, progress)
+            progress.check()               # the last moment: what has its name stays
             final = publish(self._part, self.path, self.overwrite)
         except NotRenamed:
             self.abort()                   # the spool goes, the finished file stays
@@ -130,6 +134,7 @@ class Writer:
             self._part.unlink(missing_ok=True)
             raise
         self.abort()
+        progress.finish()
         return final
 
     def abort(self, keep_spool: bool = False) -> None:
@@ -181,7 +186,7 @@ class Writer:
                           f"are allowed: the source's own metadata is too long")
         return framed
 
-    def _write_part(self, ordered: list[Spooled], metadata: dict[str, str]) -> None:
+    def _write_part(self, ordered: list[Spooled], metadata: dict[str, str], progress: Progress) -> None:
         header, digest = self._header(ordered, metadata, "0" * 64), hashlib.sha256()
         with open(self._part, "wb", buffering=0) as file:
             write_all(file, memoryview(header))
@@ -189,6 +194,7 @@ class Writer:
                 for view in self._spool.chunks(entry):
                     digest.update(view)
                     write_all(file, view)
+                    progress.advance(len(view))
             file.seek(0)
             write_all(file, memoryview(self._header(ordered, metadata, digest.hexdigest())))
             os.fsync(file.fileno())

@@ -25,12 +25,20 @@ def quick():
 
 
 @pytest.fixture(scope="session")
-def small(testbed, captions, quick, tmp_path_factory):
-    """A finished calibration of the testbed: four captions, one of them held out."""
+def small_run(testbed, captions, quick, tmp_path_factory, asked):
+    """(a calibration of the testbed, the longest it did not ask whether to stop): four captions, one held out."""
+    import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401  (seconds, no question)
     from vqpack.vq_core.calibration.run import calibrate
 
-    prompts = [captions(i) for i in range(4)]
-    return calibrate(testbed, tmp_path_factory.mktemp("small") / "small", prompts=prompts, **quick)
+    progress, prompts = asked(), [captions(i) for i in range(4)]
+    result = calibrate(testbed, tmp_path_factory.mktemp("small") / "small", prompts=prompts, progress=progress, **quick)
+    return result, progress.longest()
+
+
+@pytest.fixture(scope="session")
+def small(small_run):
+    """The calibration."""
+    return small_run[0]
 
 
 @pytest.fixture

@@ -90,6 +90,10 @@ def test_several_sweeps_and_any_number_of_threads_give_the_same_file(small, agai
     assert [path.name for path in result.path.parent.iterdir()] == [result.path.name]
 
 
+def test_it_asks_often_whether_to_stop(small_run):
+    assert small_run[1] < 2.0              # of processor time; what is seen is less than half of that
+
+
 def test_a_run_stopped_in_every_stage_gives_the_same_file(small, again, monkeypatch):
     monkeypatch.setattr(kept, "SNAPSHOT_SECONDS", 0.0)
     monkeypatch.setattr(kept, "SNAPSHOT_COST", 0)
@@ -110,7 +114,8 @@ def test_a_run_stopped_in_every_stage_gives_the_same_file(small, again, monkeypa
     assert (found["drawing"], found["capturing"]) == (3, 4)
     found = totals(("sensitivities", 0.0))
     assert (found["drawing"], found["capturing"]) == (1, 2)        # 1: nothing to draw
-    assert "capturing" not in totals()
+    assert "capturing" not in totals(("writing the file", 1.0))
+    assert "sensitivities" not in totals()
 
 
 def test_the_same_run_is_already_there(small, testbed, captions, quick):

@@ -10,8 +10,11 @@ import functools
 import gzip
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+PATIENCE = 1800                            # seconds: cuts off what hangs, however busy the machine is
 PLAN = {"vqpack_plan": 1, "unet": {"kind": "palette", "bits": 3}, "rules": [
     {"match": r"input_blocks\.3\.1.*attn1", "spec": {"kind": "trellis", "bits": 3, "window": 8, "rotation": 0}},
     {"match": r"input_blocks\.4\.0\.op", "spec": {"kind": "trellis", "bits": 2.5, "window": 8, "rotation": 16}},
@@ -61,6 +65,70 @@ def usable(host: Path) -> Path:
     return host
 
 
+def observed(script: str, host: Path, folder: Path, *arguments: str) -> dict:
+    """What a script of tests/comfy found, run in a process of its own with that ComfyUI, on that folder."""
+    command = [str(HERE / script), str(host), str(folder), *arguments]
+    code, out, err = (forked if script.startswith("cases") and hasattr(os, "fork") else started)(command, folder)
+    lines = [line for line in out.splitlines() if line.startswith("FOUND ")]
+    log = folder / "server.log"
+    said = log.read_text(encoding="utf-8", errors="replace")[-3000:] if log.is_file() else out[-2000:]
+    assert code == 0 and lines, f"{script} {arguments} failed:\n{said}\n{err[-4000:]}"
+    return json.loads(lines[-1][6:])
+
+
+def started(command: list[str], folder: Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a script and its arguments in a new process."""
+    done = subprocess.run([host_python(), *command], capture_output=True, text=True, env=environment(), cwd=folder,
+                          check=False, timeout=PATIENCE)
+    return done.returncode, done.stdout, done.stderr
+
+
+def forked(command: list[str], folder: Path) -> tuple[int, str, str]:
+    """The same in a fork of a process that has imported what ComfyUI imports (forked.py)."""
+    process = forking()
+    with tempfile.TemporaryDirectory() as where:
+        out, err = Path(where) / "out", Path(where) / "err"
+        print(json.dumps([str(folder), str(out), str(err), *command]), file=process.stdin, flush=True)
+        if not select.select([process.stdout], [], [], PATIENCE)[0]:
+            os.killpg(process.pid, signal.SIGKILL)
+            forking.cache_clear()
+            return -signal.SIGKILL, "", f"not done after {PATIENCE} s"
+        code = process.stdout.readline()
+        assert code, "forked.py ended without an answer"
+        return int(code), *(path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
+
+
+@functools.cache
+def forking() -> subprocess.Popen:
+    """The one process that cases are forked from; it ends when its stdin does."""
+    return subprocess.Popen([host_python(), str(HERE / "forked.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            text=True, env=environment(), start_new_session=True)
+
+
+def pytest_sessionfinish() -> None:
+    """Let the forking process end."""
+    if forking.cache_info().currsize:
+        forking().communicate()
+        forking.cache_clear()
+
+
+def make_base(folder: Path, packs: dict[str, str] | None = None, **linked: Path) -> Path:
+    """A ComfyUI base folder with this pack in a folder with a dash, hold_stage.py, and other packs' source by name.
+
+    linked: files to be there, by the model folder they belong to.
+    """
+    for name in ("models/checkpoints", "custom_nodes", "input", "output", "temp", "user"):
+        (folder / name).mkdir(parents=True)
+    for kind, path in linked.items():
+        (folder / "models" / kind).mkdir(exist_ok=True)
+        os.link(path, folder / "models" / kind / path.name)
+    for name, source in (packs or {}).items():
+        (folder / "custom_nodes" / f"{name}.py").write_text(source, encoding="utf-8")
+    (folder / "custom_nodes" / "hold_stage.py").symlink_to(HERE / "hold_stage.py")
+    (folder / "custom_nodes" / "vq-pack").symlink_to(ROOT, target_is_directory=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """A current ComfyUI."""
@@ -77,12 +145,7 @@ def old_comfyui() -> Path:
 def inside(files):
     """inside(host, case, *arguments) -> what a script of tests/comfy found, run in a process with that ComfyUI."""
     def run(host: Path, case: str, *arguments: str, script: str = "cases.py") -> dict:
-        command = [host_python(), str(HERE / script), str(host), str(files), case, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=files, check=False,
-                              timeout=600)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-        assert done.returncode == 0 and lines, f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return json.loads(lines[-1][6:])
+        return observed(script, host, files, case, *arguments)
     return run
 
 

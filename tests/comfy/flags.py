@@ -6,13 +6,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import aiohttp
-from server import BASE, HOST, Browser, free_port, load, sampled, wait_until_up
+from server import BASE, Browser, end, free_port, load, sampled, start, wait_until_up
 
 FLAGS = ("--cache-none", "--disable-dynamic-vram", "--disable-smart-memory")
 RUNS = 5
@@ -30,7 +27,7 @@ async def story(url: str, pid: int) -> dict:
         browser = Browser(session, url)
         await wait_until_up(browser)
         for _ in range(RUNS):
-            run = await browser.run(sampled(load("made.safetensors")))
+            run = await browser.run(sampled(load("tiny-vq.safetensors")))
             found["ends"].append(run["end"] + run["message"])
             found["loaded"].append("load" in run["executed"])
             found["resident"].append(resident_bytes(pid))
@@ -39,16 +36,11 @@ async def story(url: str, pid: int) -> dict:
 
 def main() -> None:
     port = free_port()
-    command = [sys.executable, "main.py", "--cpu", *FLAGS, "--listen", "127.0.0.1", "--port", str(port),
-               "--disable-auto-launch", "--base-directory", str(BASE),
-               "--database-url", f"sqlite:///{BASE / 'user' / 'test.db'}"]
-    with open(BASE / "server.log", "w", encoding="utf-8") as log:
-        server = subprocess.Popen(command, cwd=HOST, stdout=log, stderr=subprocess.STDOUT)
+    server = start(port, *FLAGS)
     try:
         found = asyncio.run(story(f"http://127.0.0.1:{port}", server.pid))
     finally:
-        server.send_signal(signal.SIGTERM) if os.name != "nt" else server.terminate()
-        server.wait(30)
+        end(server)
     pictures = sorted((BASE / "output").glob("vq*.png"))
     found["pictures"] = len({_pixels(path) for path in pictures})
     print("FOUND " + json.dumps(found))

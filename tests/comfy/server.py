@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import aiohttp
 
 HOST, BASE = sys.argv[1], Path(sys.argv[2])
 VQ_FOLDER = BASE / "models" / "vq_checkpoints"
-START_SECONDS, PROMPT_SECONDS = 180, 300
+# So long that only what hangs is cut off: the machine may be busy with other things.
+START_SECONDS, PROMPT_SECONDS, END_SECONDS = 600, 900, 60
+HELD = b"(held)"                            # as in hold_stage.py
 
 
 def free_port() -> int:
@@ -26,12 +27,21 @@ def free_port() -> int:
         return opened.getsockname()[1]
 
 
-def start(port: int) -> subprocess.Popen:
-    command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
+def start(port: int, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "main.py", "--cpu", *flags, "--listen", "127.0.0.1", "--port", str(port),
                "--disable-auto-launch", "--base-directory", str(BASE),
                "--database-url", f"sqlite:///{BASE / 'user' / 'test.db'}"]
     log = open(BASE / "server.log", "w", encoding="utf-8")
     return subprocess.Popen(command, cwd=HOST, stdout=log, stderr=subprocess.STDOUT)
+
+
+def end(server: subprocess.Popen) -> None:
+    server.terminate()
+    try:
+        server.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def quantize(method: str, bits: float, name: str) -> dict:
@@ -47,6 +57,10 @@ def load(file: str, link: list | None = None) -> dict:
 
 def decompress(file: str, name: str = "", dtype: str = "source") -> dict:
     return {"class_type": "VQDecompressCheckpoint", "inputs": {"file": file, "dtype": dtype, "name": name}}
+
+
+def hold(stage: str) -> dict:
+    return {"hold": {"class_type": "HoldStage", "inputs": {"stage": stage}}}
 
 
 def inspect(file: str, link: list | None = None) -> dict:
@@ -78,22 +92,32 @@ class Browser:
             text = await answer.text()
             return json.loads(text) if text.startswith("{") else {}
 
-    async def run(self, prompt: dict, stop_at: bytes | None = None) -> dict:
-        """Queue a prompt -> {"end", "message", "nodes": {node: progress values}, "texts"}; stop_at: interrupt when
-        a node's text begins with this."""
+    async def stop(self, prompt: dict, stage: str) -> dict:
+        """Run a prompt and interrupt it once something of this stage is done."""
+        held = await self.run(hold(stage))
+        stopped = await self.run(prompt)
+        released = await self.run(hold(""))
+        assert held["end"] == released["end"] == "execution_success", (held, released)
+        return stopped
+
+    async def run(self, prompt: dict) -> dict:
+        """Queue a prompt -> {"end", "message", "nodes": {node: progress values}, "texts"}; a held stage is stopped.
+
+        Each run has a socket of its own name, so that nothing meant for an earlier one can reach it.
+        """
         out = {"end": "", "message": "", "nodes": {}, "texts": 0, "executed": [],
                "shown": {}}
-        async with self._session.ws_connect(self._url + "/ws?clientId=test", max_msg_size=0) as socket_:
-            answer = await self.post("/prompt", {"prompt": prompt, "client_id": "test"})
+        name = uuid.uuid4().hex
+        async with self._session.ws_connect(f"{self._url}/ws?clientId={name}", max_msg_size=0) as socket_:
+            answer = await self.post("/prompt", {"prompt": prompt, "client_id": name})
             if "prompt_id" not in answer:
                 return {**out, "end": "refused", "message": json.dumps(answer)[:2000]}
-            stopped, end = False, time.monotonic() + PROMPT_SECONDS
+            end = time.monotonic() + PROMPT_SECONDS
             while time.monotonic() < end:
                 message = await socket_.receive(timeout=PROMPT_SECONDS)
                 if message.type is aiohttp.WSMsgType.BINARY:
                     out["texts"] += message.data[:4] == b"\0\0\0\3"
-                    if stop_at and stop_at in message.data and not stopped:
-                        stopped = True
+                    if HELD in message.data:
                         await self.post("/interrupt")
                     continue
                 event = json.loads(message.data)
@@ -137,7 +161,7 @@ async def story(url: str) -> dict:
         info = await browser.get("/object_info")
         found["list"] = seen(info, "VQCheckpointLoader", "file")
         found["sources"] = seen(info, "VQQuantizeCheckpoint", "checkpoint")
-        found["stopped"] = await browser.run({"make": quantize("palette", 4.0, "stopped")}, stop_at=b"coding")
+        found["stopped"] = await browser.stop({"make": quantize("palette", 4.0, "stopped")}, "coding")
         found["files_after_stop"] = files()
         found["by_name"] = await browser.run(sampled(load("made.safetensors")))
         found["outside"] = await browser.run({"make": quantize("palette", 3.0, "../outside")})
@@ -167,8 +191,8 @@ async def of_files(browser: Browser) -> dict:
     result.unlink()
     found["made_again"] = (await browser.run(prompt))["executed"]
     found["checkpoints_after"] = files(checkpoints)
-    found["stopped_decompress"] = await browser.run({"un": decompress("made.safetensors", "stop", "fp32")},
-                                                    stop_at=b"decompress")
+    decoding = {"un": decompress("made.safetensors", "stop", "fp32")}
+    found["stopped_decompress"] = await browser.stop(decoding, "decompress")
     found["checkpoints_after_stop"] = files(checkpoints)
     found["inspected"] = await browser.run({"look": inspect("made.safetensors")})
     found["two_loaders"] = await browser.run(two_loaders("made.safetensors"))
@@ -217,8 +241,7 @@ def main() -> None:
     try:
         found = asyncio.run(story(f"http://127.0.0.1:{port}"))
     finally:
-        server.send_signal(signal.SIGTERM) if os.name != "nt" else server.terminate()
-        server.wait(30)
+        end(server)
     log = (BASE / "server.log").read_text(encoding="utf-8", errors="replace")
     found["import_failed"] = "Cannot import" in log or "IMPORT FAILED" in log
     print("FOUND " + json.dumps(found))

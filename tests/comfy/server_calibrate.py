@@ -12,7 +12,6 @@ from server import BASE, Browser, files
 WORKFLOW = Path(__file__).resolve().parents[2] / "example_workflows" / "quantize_from_prompts.json"
 MADE = BASE / "models" / "vqpack"
 CHECKPOINT = "whole.safetensors"
-server.PROMPT_SECONDS = 900                # one prompt does everything
 # What makes it small: widget -> value, by node.
 SMALL = {"CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT}, "EmptyLatentImage": {"width": 128, "height": 128},
          "VQCalibrate": {"prompts": "a red fox", "width": 128, "height": 128, "steps": 2, "timesteps": 1, "cfg": 1.0},
@@ -66,7 +65,7 @@ async def story(url: str) -> dict:
         workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
         whole = made_small(as_prompt(workflow, info))
         drawn = {key: whole[key] for key in (number(whole, "CheckpointLoaderSimple"), number(whole, "VQCalibrate"))}
-        found["stopped"] = await browser.run(drawn, stop_at=b"capturing")
+        found["stopped"] = await browser.stop(drawn, "capturing")
         found["kept"] = files(MADE)
         found["whole"] = await browser.run(whole)
         found["numbers"] = {kind: number(whole, kind) for kind in ("VQCalibrate", "VQPlan", "VQCompare", "SaveImage")}
@@ -89,8 +88,7 @@ def main() -> None:
     try:
         found = asyncio.run(story(f"http://127.0.0.1:{port}"))
     finally:
-        process.terminate()
-        process.wait(30)
+        server.end(process)
     print("FOUND " + json.dumps(found))
 
 

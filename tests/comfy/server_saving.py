@@ -37,7 +37,7 @@ async def story(url: str) -> dict:
             (VQ_FOLDER / f"{name}.safetensors").unlink()
         found["after_loss"] = await browser.run(graph(**nodes))
         found["files_again"] = files()
-        found["stopped"] = await browser.run(graph(code=quantize_model("stopped", bits=5.0)), b"coding")
+        found["stopped"] = await browser.stop(graph(code=quantize_model("stopped", bits=5.0)), "coding")
         refused = {"class_type": "VQSaveCheckpoint", "inputs": {"model": ["dense", 0], "name": "no"}}
         dense = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny.safetensors"}}
         found["refused"] = await browser.run({"dense": dense, "save": refused})
@@ -51,8 +51,7 @@ def main() -> None:
     try:
         found = asyncio.run(story(f"http://127.0.0.1:{port}"))
     finally:
-        process.terminate()
-        process.wait(30)
+        server.end(process)
     print("FOUND " + json.dumps(found))
 
 

@@ -5,13 +5,11 @@ What the node captures with the host's sampler is held to what `vqpack calibrate
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 
 import pytest
 
 from . import unets
-from .conftest import HERE, ROOT, environment, host_python, make_checkpoint, make_lora, text_encoder_shapes
+from .conftest import make_base, make_checkpoint, make_lora, observed, text_encoder_shapes
 
 EVERY, COLUMNS = 12, 600                   # as in cases_calibrate.py
 STOPPED = "InterruptProcessingException: "
@@ -63,20 +61,9 @@ def drawn(tmp_path_factory):
     return folder
 
 
-def observed(host, folder, script: str, *case: str) -> dict:
-    command = [host_python(), str(HERE / script), str(host), str(folder), *case]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=folder, check=False,
-                          timeout=900)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    log = folder / "server.log"
-    more = log.read_text(encoding="utf-8", errors="replace")[-3000:] if log.exists() else ""
-    assert done.returncode == 0 and lines, f"{case} failed:\n{done.stderr[-4000:]}\n{more}"
-    return json.loads(lines[-1][6:])
-
-
 @pytest.fixture(scope="module")
 def found(comfyui, drawn):
-    return observed(comfyui, drawn, "cases_calibrate.py", "all")
+    return observed("cases_calibrate.py", comfyui, drawn, "all")
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +77,14 @@ def old(old_comfyui, drawn, new):
     """What 0.8 did, and its calibration; after the current one, which has the same names."""
     for path in (drawn / "base" / "models" / "vqpack").glob("*"):
         path.unlink()
-    done = observed(old_comfyui, drawn, "cases_calibrate.py", "short")
+    done = observed("cases_calibrate.py", old_comfyui, drawn, "short")
     return done, drawn / "base" / "models" / "vqpack" / done["name"]
 
 
 def test_a_run_is_shown_and_leaves_the_model_as_it_was(found):
     assert found["name"] == "made.vqcal.safetensors" and found["ui"] == [found["text"]]
     assert "coded layers share" in found["text"] and "sweeps over" in found["text"]
-    assert found["stages"] == ["loading the model", "drawing", "capturing", "sensitivities"]
+    assert found["stages"] == ["loading the model", "drawing", "capturing", "sensitivities", "writing the file"]
     assert found["bar"] == sorted(found["bar"]) and found["bar"][-1] == 1000 and len(set(found["bar"])) > 10
     assert found["previews"] == [2 * 2, [1, 4, 16, 16]]                # two pictures, two steps
     assert found["untouched"] and found["left"] == [0, 0] and found["inference"]
@@ -211,13 +198,8 @@ def test_old_hosts_capture_the_same_numbers(old, new):
 @pytest.fixture(scope="module")
 def served(comfyui, drawn, tmp_path_factory):
     """What server_calibrate.py saw of a real server that has the checkpoint and this pack."""
-    base = tmp_path_factory.mktemp("served")
-    for name in ("models/checkpoints", "custom_nodes/small", "input", "output", "temp", "user"):
-        (base / name).mkdir(parents=True)
-    os.link(drawn / "whole.safetensors", base / "models" / "checkpoints" / "whole.safetensors")
-    (base / "custom_nodes" / "small" / "__init__.py").write_text(PACK, encoding="utf-8")
-    (base / "custom_nodes" / "vq-pack").symlink_to(ROOT, target_is_directory=True)
-    return {"base": base, **observed(comfyui, base, "server_calibrate.py")}
+    base = make_base(tmp_path_factory.mktemp("served"), {"small": PACK}, checkpoints=drawn / "whole.safetensors")
+    return {"base": base, **observed("server_calibrate.py", comfyui, base)}
 
 
 def test_the_example_is_offered_and_runs_from_prompts_to_a_comparison(served):

@@ -2,15 +2,12 @@
 same workflow on the decompressed file in the stock loader, and what is tested must change the picture."""
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
-from .conftest import HERE, ROOT, environment, host_python, make_lora, text_encoder_shapes
+from .conftest import make_checkpoint, make_lora, observed, text_encoder_shapes
 from .unets import refiner_like, vae, vega_like
 
 TOLERANCE = 1e-3                           # relative, fp32
@@ -49,24 +46,10 @@ def make_files(folder: Path) -> None:
     (folder / "tiny-dense.safetensors").rename(folder / "dense.safetensors")
 
 
-def make_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
-    listed = path.with_suffix(".tsv")
-    listed.write_text("\n".join(f"{key}\t{','.join(map(str, shape))}" for key, shape in shapes.items()) + "\n",
-                      encoding="utf-8")
-    command = [sys.executable, str(ROOT / "benchmarks" / "make_checkpoint.py"), str(listed), str(path)]
-    subprocess.run(command, check=True, capture_output=True, env=environment())
-    return path
-
-
 def found_by(case: str, script: str = "cases_features_models.py"):
     @pytest.fixture(scope="module")
     def found(comfyui, features):
-        command = [host_python(), str(HERE / script), str(comfyui), str(features), case]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=features, check=False,
-                              timeout=600)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-        assert done.returncode == 0 and lines, f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return json.loads(lines[-1][6:])
+        return observed(script, comfyui, features, case)
     return found
 
 

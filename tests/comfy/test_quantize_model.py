@@ -1,13 +1,9 @@
 """Quantize Model (VQ) in a real ComfyUI (cases_saving.py): what it codes is what the host would save of the graph."""
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-
 import pytest
 
-from .conftest import HERE, ROOT, environment, host_python
+from .conftest import make_base, observed
 from .test_saving import found_by
 
 TOLERANCE = 1e-3                           # relative, fp32
@@ -97,17 +93,8 @@ def test_prediction_markers_survive(markers):
 @pytest.fixture(scope="module")
 def served(comfyui, files, tmp_path_factory):
     """What server_saving.py saw of a real server that has the tiny checkpoint and this pack."""
-    base = tmp_path_factory.mktemp("served")
-    for name in ("models/checkpoints", "custom_nodes", "input", "output", "temp", "user"):
-        (base / name).mkdir(parents=True)
-    os.link(files / "tiny.safetensors", base / "models" / "checkpoints" / "tiny.safetensors")
-    (base / "custom_nodes" / "vq-pack").symlink_to(ROOT, target_is_directory=True)
-    command = [host_python(), str(HERE / "server_saving.py"), str(comfyui), str(base)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=base, check=False,
-                          timeout=900)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    assert done.returncode == 0 and lines, f"{done.stderr[-3000:]}\n{(base / 'server.log').read_text()[-3000:]}"
-    return json.loads(lines[-1][6:])
+    base = make_base(tmp_path_factory.mktemp("served"), checkpoints=files / "tiny.safetensors")
+    return observed("server_saving.py", comfyui, base)
 
 
 def test_a_merge_in_the_graph_is_quantized_and_saved_by_the_server(served):

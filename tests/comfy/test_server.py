@@ -1,13 +1,9 @@
 """The nodes through a real server's HTTP API, as a browser uses them; one server run that several tests read."""
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-
 import pytest
 
-from .conftest import HERE, ROOT, environment, host_python
+from .conftest import make_base, observed
 
 CONDITIONING = '''
 import torch
@@ -32,26 +28,10 @@ CALIBRATED = ["calibration", "calibration_file", "plan", "plan_file"]      # inp
 
 
 @pytest.fixture(scope="module")
-def base(comfyui, files, tmp_path_factory):
-    """A ComfyUI base folder with the tiny checkpoint, this pack in a folder with a dash, and a test node."""
-    folder = tmp_path_factory.mktemp("base")
-    for name in ("models/checkpoints", "custom_nodes/testing", "input", "output", "temp", "user"):
-        (folder / name).mkdir(parents=True)
-    os.link(files / "tiny.safetensors", folder / "models" / "checkpoints" / "tiny.safetensors")
-    (folder / "custom_nodes" / "testing" / "__init__.py").write_text(CONDITIONING, encoding="utf-8")
-    (folder / "custom_nodes" / "vq-pack").symlink_to(ROOT, target_is_directory=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def found(comfyui, base):
-    command = [host_python(), str(HERE / "server.py"), str(comfyui), str(base)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=base, check=False,
-                          timeout=900)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    log = (base / "server.log").read_text(encoding="utf-8", errors="replace")
-    assert done.returncode == 0 and lines, f"{done.stderr[-3000:]}\n{log[-3000:]}"
-    return json.loads(lines[-1][6:])
+def found(comfyui, files, tmp_path_factory):
+    """What server.py saw of a real server that has the tiny checkpoint, this pack and test nodes."""
+    base = make_base(tmp_path_factory.mktemp("base"), {"testing": CONDITIONING}, checkpoints=files / "tiny.safetensors")
+    return observed("server.py", comfyui, base)
 
 
 def test_nodes_are_there_with_their_frozen_inputs(found):

@@ -35,7 +35,7 @@ def test_a_killed_process_goes_on_where_it_was(repository, testbed, files, tmp_p
     end = time.monotonic() + 300
     while not list(tmp_path.rglob("A-*.npz")):
         assert child.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     child.wait()
     kept, drawn, real = len(list(tmp_path.rglob("*.npz"))), [], draw.trajectory.sample

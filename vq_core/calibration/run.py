@@ -195,7 +195,7 @@ class _Job:
             done += part
         noise_power, answers = self._differentiate(groups, kept, writer)
         return writer.close({METADATA: self._facts(groups, writer, left_out, noise_power, answers),
-                             "vqpack.tool": f"vqpack {__version__}"})
+                             "vqpack.tool": f"vqpack {__version__}"}, self.progress)
 
     def _announce(self, groups: list[Group], parts: list[list[Group]], unreached: list[str]) -> None:
         largest = max(sum(group.nbytes for group in part) for part in parts)

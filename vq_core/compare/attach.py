@@ -33,9 +33,7 @@ def attach(path: str | Path, comparison: str | Path, output: str | Path | None =
             _copy(reader, writer, progress)
             writer.add(REPORT_KEY, pack_report(report))
             metadata = _metadata(writer, reader)
-        progress.start("writing the file", size)
-        final = writer.close(metadata)     # the reader is closed: only then may the file itself be replaced
-        progress.finish()
+        final = writer.close(metadata, progress)       # the reader is closed: only then may the file be replaced
     return final
 
 

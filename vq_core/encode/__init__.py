@@ -141,11 +141,11 @@ def _square_sum(values: torch.Tensor) -> float:
     return float(np.square(values.numpy()).sum(dtype=np.float64))
 
 
-def estimate_speed(spec: Spec, device: str, workers: int) -> float | None:
+def estimate_speed(spec: Spec, device: str, workers: int, progress: Progress | None = None) -> float | None:
     """Weights per second this machine codes with a spec, all workers at once; None for dense.
 
     Measured on a matrix of 1280 x 1024; a smaller one where that would take too long. On 1280 x 256 plain torch is four
-    times slower a weight.
+    times slower a weight. progress: is asked whether to stop.
     """
     if spec.kind == "dense":
         return None
@@ -153,8 +153,9 @@ def estimate_speed(spec: Spec, device: str, workers: int) -> float | None:
     matrix = torch.randn(rows, 1024, generator=torch.Generator().manual_seed(0))    # [rows, most columns]
     for cols in (32, 256, 1024):                     # the first compiles what has to be
         part, started = matrix[:, :cols].contiguous(), time.monotonic()
-        job = partial(encode, part, spec, channels=cols, taps=1, device=device)
-        list(as_done(lambda _, job=job: job(), range(workers), workers, Stoppable(Progress())))
+        stoppable = Stoppable(progress or Progress())
+        job = partial(encode, part, spec, channels=cols, taps=1, device=device, progress=stoppable)
+        list(as_done(lambda _, job=job: job(), range(workers), workers, stoppable))
         seconds = max(time.monotonic() - started, 1e-6)
         if cols > 32 and seconds > 4:
             break

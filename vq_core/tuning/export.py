@@ -50,11 +50,8 @@ def write(student: Student, teacher: Path, path: Path, overwrite: bool, facts: M
         progress.finish()
         metadata = {**reader.metadata, "vqpack.summary": dump(copy.summary()),
                     "vqpack.settings": dump({**json_field(reader.metadata, "vqpack.settings", {}), "tuning": facts})}
-        file_bytes, metadata = settle(writer, copy.rows, copy.stored,
-                                      lambda bits: {**metadata, "vqpack.bits": dump(bits)})
-        progress.start("writing the file", file_bytes)
-        final = writer.close(metadata)
-        progress.finish()
+        _, metadata = settle(writer, copy.rows, copy.stored, lambda bits: {**metadata, "vqpack.bits": dump(bits)})
+        final = writer.close(metadata, progress)
     return final, json_field(metadata, "vqpack.bits", {})
 
 
