@@ -23,11 +23,15 @@ Integers = Callable[[int, int], torch.Tensor]  # rows low, high -> float32 [high
 
 
 def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
-    """Write rows start..stop of a part to out [stop - start, cols] (float32, float16 or bfloat16)."""
+    """Write rows start..stop of a part to out [stop - start, taps, channels], strided: weights, or int8 integers."""
     integers = _FAMILIES[type(part)](part, Scratch(part.codes.device))
-    finish = Finish.of(part)
+    finish = None if out.dtype == torch.int8 else Finish.of(part)
     for low, high in row_chunks(part, start, stop):
-        finish.write(integers(low, high), low, out[low - start : high - start])
+        v, here = integers(low, high), out[low - start : high - start]
+        if finish is None:
+            here.copy_(v.view(here.shape))
+        else:
+            finish.write(v, low, here)
 
 
 def row_chunks(part: Part, start: int, stop: int):
@@ -161,15 +165,16 @@ class Finish:
         return cls(part, unrotation, None if col is None else col.to(torch.float32).repeat(part.taps))
 
     def write(self, v: torch.Tensor, first: int, out: torch.Tensor) -> None:
-        """v float32 [rows, cols] (overwritten): the integers of rows first.. -> out [rows, cols]."""
+        """v float32 [rows, cols] (overwritten): the integers of rows first.. -> out [rows, taps, channels]."""
         if self.unrotation is not None:
             v = self.unrotation(v)
-        in_place = out.dtype != v.dtype
-        v = self._scale(v, first, v if in_place or self.col is not None else out)
+        in_place = out.dtype != v.dtype or (out.stride(1) != out.shape[2] and out.shape[1] > 1)
+        flat = v if in_place else out.flatten(1)
+        v = self._scale(v, first, v if self.col is not None else flat)
         if self.col is not None:
-            v = torch.mul(v, self.col, out=v if in_place else out)
+            v = torch.mul(v, self.col, out=flat)
         if in_place:
-            out.copy_(v)
+            out.copy_(v.view(out.shape))
 
     def _scale(self, v: torch.Tensor, first: int, out: torch.Tensor) -> torch.Tensor:
         scales, rows = self.part.scales, v.shape[0]

@@ -21,21 +21,31 @@ NUM_WARPS = 4
 
 
 def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
-    """Write rows start..stop of a part to out [stop - start, cols] (float32, float16 or bfloat16)."""
+    """Write rows start..stop of a part to out [stop - start, taps, channels], strided: weights, or int8 integers."""
+    if not out.is_contiguous():
+        out.copy_(_decoded(part, start, stop, torch.empty_like(out, memory_format=torch.contiguous_format)))
+    elif out.dtype == torch.int8:
+        _launch(part, start, stop, out, scaled=False)
+    else:
+        _decoded(part, start, stop, out)
+
+
+def _decoded(part: Part, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
     if not part.rotation:
         _launch(part, start, stop, out, scaled=True)
-        return
+        return out
     finish = decode_torch.Finish.of(part)
     for low, high in decode_torch.row_chunks(part, start, stop):
-        integers = torch.empty(high - low, out.shape[1], dtype=torch.float32, device=out.device)  # [rows, cols]
+        integers = torch.empty(high - low, part.channels * part.taps, dtype=torch.float32, device=out.device)  # [rows, cols]
         _launch(part, low, high, integers, scaled=False)
         finish.write(integers, low, out[low - start : high - start])
+    return out
 
 
 def self_test(family: str, device: torch.device) -> str | None:
     """Decode something small and compare with torch: None, or why this kernel must not be used on this machine."""
     part = _small_part(family, device)
-    want, got = torch.empty(37, 48, device=device), torch.full((37, 48), float("nan"), device=device)
+    want, got = torch.empty(37, 2, 24, device=device), torch.full((37, 2, 24), float("nan"), device=device)
     decode_torch.decode(part, 3, 40, want)
     try:
         decode(part, 3, 40, got)

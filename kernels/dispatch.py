@@ -1,21 +1,24 @@
 """Chooses who decodes a part. Backends declare what they need; it is checked before they are called.
 
 Nothing falls back because a call failed: a backend either declines beforehand, with a reason that is counted, or its
-error is the caller's error.
+error is the caller's error. linear.py multiplies with coded parts, custom_ops.py shows both to torch.compile.
 """
 from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
 from . import capabilities
 from .checks import check_part
+from .integers import int8_refusal
 from .parts import AdditivePart, LutPart, Part, TrellisPart
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WEIGHTS = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (*WEIGHTS, torch.int8)     # int8: the integers themselves
 FAMILIES = {LutPart: "lut", AdditivePart: "additive", TrellisPart: "trellis"}
 
 
@@ -57,7 +60,7 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Backend:
-    """A module of this package with `decode(part, start, stop, out)`."""
+    """A module of this package with `decode(part, start, stop, out)`, out [stop - start, taps, channels], strided."""
 
     name: str
     module: str
@@ -82,26 +85,63 @@ def decode_part(part: Part, start: int = 0, stop: int | None = None, dtype: torc
                 backend: str | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
     """Rows start..stop of a part -> [stop - start, cols] in dtype, on the device of part.codes.
 
-    Any start and stop give the rows of the whole, bit for bit, from every backend. out: a contiguous tensor of that
-    shape and dtype to write to. Raises ValueError or TypeError for a part, range or dtype that cannot be, and
-    BackendError (a ValueError) with every backend's reason where none may run.
+    Any start and stop give the rows of the whole, bit for bit, from every backend. torch.int8 asks for the integers
+    before scales, and before the rotation is undone; ValueError where the part's tables allow others than int8 holds.
+    out: where to write, of that dtype and device, [rows, cols] or [rows, taps, channels], its last stride 1 and its
+    rows and taps apart: a range of columns of a wider matrix will do. Raises ValueError or TypeError for a part, range
+    or dtype that cannot be, BackendError (a ValueError) with every backend's reason where none may run, and
+    torch.cuda.OutOfMemoryError with the size that was missing.
     """
     check_part(part)
     stop = part.out_features if stop is None else stop
     if not 0 <= start <= stop <= part.out_features:
         raise ValueError(f"rows must satisfy 0 <= start <= stop <= {part.out_features}, got {start} to {stop}")
+    _check_dtype(part, dtype)
+    chosen = choose(part, dtype, backend)
+    try:
+        if out is None:
+            out = torch.empty(stop - start, part.channels * part.taps, dtype=dtype, device=part.codes.device)
+        maps = _maps(out, part, stop - start, dtype)                        # [rows, taps, channels]
+        if start < stop:
+            _module(chosen.module).decode(part, start, stop, maps)
+    except torch.cuda.OutOfMemoryError as error:
+        raise torch.cuda.OutOfMemoryError(_too_large(part, stop - start, dtype)) from error
+    return out
+
+
+def decode_group(parts: Sequence[Part], outs: Sequence[torch.Tensor], backend: str | None = None) -> None:
+    """Decode several whole parts, each to its `out` (as decode_part's): what shares an input, such as q, k and v."""
+    for part, out in zip(parts, outs, strict=True):
+        decode_part(part, dtype=out.dtype, backend=backend, out=out)
+
+
+def _check_dtype(part: Part, dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
         raise TypeError(f"weights can be {', '.join(map(str, DTYPES))}, got {dtype}")
-    shape, device = [stop - start, part.channels * part.taps], part.codes.device
-    if out is None:
-        out = torch.empty(shape, dtype=dtype, device=device)  # [stop - start, cols]
-    elif list(out.shape) != shape or out.dtype != dtype or out.device != device or not out.is_contiguous():
-        raise ValueError(f"out must be contiguous {dtype} {shape} on {device}, "
-                         f"got {out.dtype} {list(out.shape)} on {out.device}")
-    chosen = choose(part, dtype, backend)
-    if start < stop:
-        _module(chosen.module).decode(part, start, stop, out)
-    return out
+    refusal = int8_refusal(part) if dtype == torch.int8 else None
+    if refusal:
+        raise ValueError(f"this {FAMILIES[type(part)]} part cannot be decoded to int8: {refusal}")
+
+
+def _maps(out: torch.Tensor, part: Part, rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """out as [rows, taps, channels]; ValueError where it is not what decode_part may write to."""
+    shape, device = (rows, part.taps, part.channels), part.codes.device
+    fits = tuple(out.shape) in (shape, (rows, part.taps * part.channels)) and out.dtype == dtype
+    if fits and out.device == device and (out.stride(-1) == 1 or out.shape[-1] == 1):
+        maps = out if out.ndim == 3 else out.unflatten(1, shape[1:])
+        row, tap, _ = maps.stride()
+        taken = (part.taps - 1) * tap + part.channels                       # elements from a row's first to its last
+        if (part.taps == 1 or tap >= part.channels) and (rows < 2 or row >= taken):
+            return maps
+    raise ValueError(f"out must be {dtype} {[rows, part.taps * part.channels]} or {list(shape)} on {device} with a "
+                     f"last stride of 1 and no overlap, got {out.dtype} {list(out.shape)} with strides "
+                     f"{list(out.stride())} on {out.device}")
+
+
+def _too_large(part: Part, rows: int, dtype: torch.dtype) -> str:
+    return (f"out of memory on {part.codes.device} while decoding {rows} rows of {part.channels * part.taps} weights "
+            f"to {dtype} ({rows * part.channels * part.taps * dtype.itemsize / 2**20:.1f} MB): free memory, or decode "
+            f"fewer rows at once")
 
 
 def choose(part: Part, dtype: torch.dtype = torch.float32, backend: str | None = None) -> Backend:

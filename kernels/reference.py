@@ -18,8 +18,12 @@ def decode_part(part: Part, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
-    """The backend `reference` of dispatch.py: everything is decoded, rows start..stop are kept."""
-    out.copy_(decode_part(part, out.dtype)[start:stop])
+    """The backend `reference` of dispatch.py: everything is decoded, rows start..stop are kept.
+
+    out [rows, taps, channels]; int8 asks for decode_integers.
+    """
+    whole = torch.from_numpy(decode_integers(part)) if out.dtype == torch.int8 else decode_part(part, out.dtype)
+    out.copy_(whole[start:stop].view(out.shape))
 
 
 def decode_integers(part: Part) -> np.ndarray:

@@ -96,19 +96,26 @@ class CodedWeight:
         """
         if device is not None and self.blob.device != torch.device(device):
             return self.to(device).decode(dtype, start, stop, None, memory_format, backend)
-        rows = self.shape[0]
-        stop = rows if stop is None else stop
-        if not 0 <= start <= stop <= rows:
-            raise ValueError(f"expected rows within 0 to {rows}, got {start} to {stop}")
-        wanted = dtype if self.branch is None else torch.float32
-        pieces = [decode_part(part, start, stop, wanted, backend) for _, _, _, part in self.parts]
-        joined = join(pieces, self.shape)                                           # [rows, taps * in]
+        stop = self.shape[0] if stop is None else stop
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise ValueError(f"expected rows within 0 to {self.shape[0]}, got {start} to {stop}")
+        maps = torch.empty(stop - start, self.layout.taps, self.shape[1], device=self.device,
+                           dtype=dtype if self.branch is None else torch.float32)   # [rows, kh * kw, in]
+        self.decode_into(maps, start, backend)
         if self.branch is not None:
-            joined = add_branch(joined, *self.branch, start).to(dtype)
+            maps = add_branch(maps.flatten(1), *self.branch, start).to(dtype).view(maps.shape)
         if len(self.shape) == 2:
-            return joined
-        maps = joined.view(stop - start, *self.shape[2:], self.shape[1])            # [rows, kh, kw, in]
+            return maps.flatten(1)                                                  # [rows, in]
+        maps = maps.unflatten(1, self.shape[2:])                                    # [rows, kh, kw, in]
         return maps.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)     # [rows, in, kh, kw]
+
+    def decode_into(self, maps: torch.Tensor, start: int = 0, backend: str | None = None) -> None:
+        """Write rows start.. of all parts, without a low-rank branch, to maps [rows, kh * kw, in] on the blob's device.
+
+        The rows and taps of maps may lie apart; its dtype is decode_part's: int8 asks for the integers.
+        """
+        for first, end, _, part in self.parts:
+            decode_part(part, start, start + len(maps), maps.dtype, backend, maps[:, :, first:end])
 
 
 def join(pieces: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
