@@ -1,12 +1,15 @@
-"""Decoding in Triton, bitwise equal to reference.py: one thread per column, one kernel per family.
+"""Decoding in Triton, bitwise equal to reference.py: one kernel that writes tiles of rows and columns.
 
-Rotated parts leave the kernel as float32 integers; the Hadamard transform and the products then run in torch.
-bfloat16 is computed in float32 and rounded by the store. Dispatch asks self_test before the first use.
+The Hadamard transform of a rotated part is a product of the tile with a matrix of +-1, in int8 with int32 sums, a byte
+of the integers at a time: exact, and one instruction does hundreds of its sums. bfloat16 is rounded from float32 by the
+store. Dispatch asks self_test before the first use.
 """
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -15,48 +18,128 @@ import triton.language as tl
 from . import decode_torch
 from .packing import UNIT_STEPS, pack_codes
 from .parts import AdditivePart, LutPart, Part, Scales, TrellisPart
+from .rotation import hadamard_matrix, signs
+from .tiles_triton import integers
 
-BLOCK_COLS = 256   # columns of one program: two float32 a thread at four warps; not tuned on a GPU yet
+# Tiles of 4096 weights are 32 a thread: enough to share addresses, few enough to spill nothing on any target that
+# tests/kernels/compile_check.py compiles for. Not tuned on a GPU yet.
+COLS, WIDE_COLS = 128, 256        # wide: lut and additive that are not rotated
+TILE_ROWS = 16                    # of lut and additive; a trellis tile is a unit, 32 or 64 rows
+TILES, ROTATED_TILES = 1, 4       # a program walks down: the rotation's matrix is 16 KB to load
 NUM_WARPS = 4
+WIDEST = 2**25                    # elements from row to row of an output: 64 of them are counted in 32 bits
+SHARED_WINDOW = 13                # tables up to this window are read from shared memory (8 or 16 KB)
+MATRIX = 32, 128                  # smallest and largest transform done as one product: int8 dots need 32
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a kernel: what runs and what compile checks compile."""
+
+    kernel: object
+    grid: tuple[int, ...]
+    arguments: dict[str, object]
+    constants: dict[str, object]
+    num_warps: int = NUM_WARPS
+
+    def run(self, device: torch.device) -> None:
+        """Start it on the device."""
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.num_warps)
 
 
 def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
     """Write rows start..stop of a part to out [stop - start, taps, channels], strided: weights, or int8 integers."""
-    if not out.is_contiguous():
-        out.copy_(_decoded(part, start, stop, torch.empty_like(out, memory_format=torch.contiguous_format)))
-    elif out.dtype == torch.int8:
-        _launch(part, start, stop, out, scaled=False)
-    else:
-        _decoded(part, start, stop, out)
-
-
-def _decoded(part: Part, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
-    if not part.rotation:
-        _launch(part, start, stop, out, scaled=True)
-        return out
-    finish = decode_torch.Finish.of(part)
+    if out.stride(0) > WIDEST:
+        apart, out = out, torch.empty_like(out, memory_format=torch.contiguous_format)
+        decode(part, start, stop, out)
+        apart.copy_(out)
+        return
+    if part.rotation <= MATRIX[1] or out.dtype == torch.int8:
+        launch(part, start, stop, out).run(out.device)
+        return
+    finish, cols = decode_torch.Finish.of(part), part.channels * part.taps
     for low, high in decode_torch.row_chunks(part, start, stop):
-        integers = torch.empty(high - low, part.channels * part.taps, dtype=torch.float32, device=out.device)  # [rows, cols]
-        _launch(part, low, high, integers, scaled=False)
-        finish.write(integers, low, out[low - start : high - start])
-    return out
+        v = torch.empty(high - low, part.taps, part.channels, dtype=torch.float32, device=out.device)
+        launch(part, low, high, v, scaled=False).run(out.device)
+        finish.write(v.view(-1, cols), low, out[low - start : high - start])
+
+
+def launch(part: Part, start: int, stop: int, out: torch.Tensor, scaled: bool = True) -> Launch:
+    """The call that decodes rows start..stop to out; not scaled: integers, the rotation left alone."""
+    scaled = scaled and out.dtype != torch.int8
+    rotated = scaled and part.rotation > 0
+    rows, cols = tile_shape(part, rotated)
+    arguments, constants = family_arguments(part)
+    more, flags = _scale_arguments(part, scaled)
+    first = start - start % rows if isinstance(part, TrellisPart) else start
+    col_blocks = triton.cdiv(part.channels * part.taps, cols)
+    split = part.taps > 1 and out.stride(1) != part.channels
+    arguments |= {"out_ptr": out, **more, "start": start, "first": first, "row_stride": out.stride(0),
+                  "tap_stride": out.stride(1) if split else part.channels, "col_blocks": col_blocks, "stop": stop}
+    tiles = ROTATED_TILES if rotated else TILES
+    constants |= {**flags, "SPLIT": split, "ROWS": rows, "COLS": cols, "TILES": tiles}
+    return Launch(_decode, (triton.cdiv(stop - first, rows * tiles) * col_blocks,), arguments, constants)
+
+
+def tile_shape(part: Part, rotated: bool) -> tuple[int, int]:
+    """Rows and columns of the weights one program decodes at once."""
+    if isinstance(part, TrellisPart):
+        return UNIT_STEPS * part.vector, COLS
+    return TILE_ROWS, COLS if rotated else WIDE_COLS
+
+
+def family_arguments(part: Part) -> tuple[dict, dict]:
+    """Arguments and constants of tiles_triton.integers, but for the place of the tile; absent tensors are the codes."""
+    codes = part.codes
+    arguments = {"codes_ptr": codes, "lookup_ptr": codes, "zero_ptr": codes, "channels": part.channels,
+                 "cols": part.channels * part.taps, "row_bytes": 0, "blocks": 0, "size": 0, "units": 0, "chain": 0}
+    constants = {"FAMILY": "lut", "BITS": 0, "WORDS": False, "ZEROS": 0, "GROUP": 0, "BOOKS": 0, "ONE_BLOCK": True,
+                 "BY_CHANNEL": False, "WINDOW": 0, "VECTOR": 1, "STEPS": 0, "SHARED": False}
+    if isinstance(part, TrellisPart):
+        table = part.table if part.vector == 1 else part.table.view(torch.int16)
+        arguments |= {"lookup_ptr": table, "units": codes.shape[0], "chain": part.chain}
+        constants |= {"FAMILY": "trellis", "BITS": part.step_bits, "WINDOW": part.window, "VECTOR": part.vector,
+                      "STEPS": steps_together(part.step_bits, part.window), "SHARED": part.window <= SHARED_WINDOW}
+        return arguments, constants
+    row_bytes = codes.shape[1] * part.bits
+    arguments["row_bytes"] = row_bytes
+    constants |= {"BITS": part.bits, "WORDS": row_bytes % 4 == 0 and codes.data_ptr() % 4 == 0}
+    if isinstance(part, AdditivePart):
+        blocks, books, size, group = part.codebooks.shape
+        arguments |= {"lookup_ptr": part.codebooks, "blocks": blocks, "size": size}
+        constants |= {"FAMILY": "additive", "GROUP": group, "BOOKS": books, "ONE_BLOCK": blocks == 1,
+                      "BY_CHANNEL": part.order == 1}
+    elif part.zero_points is not None:
+        arguments["zero_ptr"] = part.zero_points
+        constants["ZEROS"] = part.zero_points.ndim
+    else:
+        arguments["lookup_ptr"] = part.values
+    return arguments, constants
 
 
 def self_test(family: str, device: torch.device) -> str | None:
     """Decode something small and compare with torch: None, or why this kernel must not be used on this machine."""
-    part = _small_part(family, device)
-    want, got = torch.empty(37, 2, 24, device=device), torch.full((37, 2, 24), float("nan"), device=device)
-    decode_torch.decode(part, 3, 40, want)
-    try:
-        decode(part, 3, 40, got)
-        same = torch.equal(got, want)
-    except (triton.TritonError, subprocess.SubprocessError, RuntimeError, ValueError, TypeError, AttributeError,
-            ImportError, OSError) as error:  # no compiler, no driver, no libcuda.so: what machines are known to lack
-        return f"failed its self-test for {family}: {type(error).__name__}: {error}"
-    return None if same else f"failed its self-test for {family}: the weights differ from torch's"
+    for rotation in (0, 8):
+        part = _small_part(family, device, rotation)
+        want, got = (torch.full((37, 2, 24), float("nan"), device=device) for _ in range(2))
+        decode_torch.decode(part, 3, 40, want)
+        try:
+            decode(part, 3, 40, got)
+            same = torch.equal(got, want)
+        except FAILURES as error:
+            return f"failed its self-test for {family}: {type(error).__name__}: {error}"
+        if not same:
+            return f"failed its self-test for {family}: the weights differ from torch's"
+    return None
 
 
-def _small_part(family: str, device: torch.device) -> Part:
+# No compiler, no driver, no libcuda.so, another Triton's interface: what machines are known to lack.
+FAILURES = (triton.TritonError, subprocess.SubprocessError, RuntimeError, ValueError, TypeError, AttributeError,
+            ImportError, OSError)
+
+
+def _small_part(family: str, device: torch.device, rotation: int) -> Part:
     generator = torch.Generator().manual_seed(1)
 
     def integers(low: int, high: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -65,173 +148,135 @@ def _small_part(family: str, device: torch.device) -> Part:
     scales = Scales(0.03125, row=integers(1, 99, 40, dtype=torch.float16), col=integers(1, 9, 24, dtype=torch.float16))
     if family == "lut":
         codes = pack_codes(integers(0, 8, 40, 48, dtype=torch.int32), 3)
-        return LutPart(40, 24, 2, 3, codes, scales, values=integers(-99, 99, 8, dtype=torch.int16))
+        return LutPart(40, 24, 2, 3, codes, scales, values=integers(-99, 99, 8, dtype=torch.int16), rotation=rotation)
     if family == "additive":
         codes = pack_codes(integers(0, 64, 40, 24, dtype=torch.int32), 6)
-        return AdditivePart(40, 24, 2, 6, 4, codes, integers(-99, 99, 3, 2, 64, 4, dtype=torch.int16), scales)
-    codes = integers(-2**31, 2**31, 1, 5, 48, dtype=torch.int32)
-    return TrellisPart(40, 24, 2, 8, 5, 2, 3, codes, integers(-127, 128, 256, 2, dtype=torch.int8), scales)
+        books = integers(-99, 99, 3, 2, 64, 4, dtype=torch.int16)
+        return AdditivePart(40, 24, 2, 6, 4, codes, books, scales, rotation=rotation)
+    codes, table = integers(-2**31, 2**31, 1, 5, 48, dtype=torch.int32), integers(-127, 128, 256, 2, dtype=torch.int8)
+    return TrellisPart(40, 24, 2, 8, 5, 2, 3, codes, table, scales, rotation=rotation)
 
 
-def _launch(part: Part, start: int, stop: int, out: torch.Tensor, scaled: bool) -> None:
-    cols = part.channels * part.taps
-    col_blocks = triton.cdiv(cols, BLOCK_COLS)
-    ends = (start, stop, part.channels, cols, col_blocks)
-    scales, flags = _scale_arguments(part.scales, part.codes, cols, scaled)
-    with _on(part.codes.device):
-        if isinstance(part, TrellisPart):
-            unit_rows = UNIT_STEPS * part.vector
-            first = start // unit_rows
-            units = -(-stop // unit_rows) - first
-            _trellis_kernel[(units * col_blocks,)](
-                part.codes, part.table, out, *scales, *ends, first, part.codes.shape[0], part.chain,
-                WINDOW=part.window, STEP_BITS=part.step_bits, VECTOR=part.vector, **flags)
-        elif isinstance(part, AdditivePart):
-            blocks, num_codebooks, size, group = part.codebooks.shape
-            _additive_kernel[((stop - start) * col_blocks,)](
-                part.codes, part.codebooks, out, *scales, *ends, part.codes.shape[1] * part.bits, blocks, size,
-                -(-cols // group), BITS=part.bits, GROUP=group, BOOKS=num_codebooks, BY_CHANNEL=part.order == 1,
-                **flags)
-        else:
-            zeros = part.zero_points
-            lookup = part.values if zeros is None else zeros
-            _lut_kernel[((stop - start) * col_blocks,)](
-                part.codes, lookup, out, *scales, *ends, part.codes.shape[1] * part.bits,
-                zeros.shape[1] if zeros is not None and zeros.ndim == 2 else 1,
-                BITS=part.bits, UNIFORM=zeros is not None, ZERO_GROUPS=zeros is not None and zeros.ndim == 2, **flags)
+@functools.cache
+def steps_together(step_bits: int, window: int) -> int:
+    """Trellis steps that can be cut from one word and the word before it, wherever in a unit they are."""
+    steps = 32
+    while steps > 1 and not all(_reach(end * steps * step_bits) >= (steps - 1) * step_bits + window
+                                for end in range(1, UNIT_STEPS // steps + 1)):
+        steps //= 2
+    return steps
 
 
-def _scale_arguments(scales: Scales, filler: torch.Tensor, cols: int, scaled: bool) -> tuple[tuple, dict]:
-    """(row or group pointer, col pointer, gain, group size, groups) and the constexpr flags all kernels share.
+def _reach(end: int) -> int:
+    """Bits before number `end` of a stream that are in the word of its last bit and in the word before that."""
+    return 64 - (-end % 32)
 
-    filler stands in for an absent tensor; its flag keeps it from being read.
-    """
+
+def _scale_arguments(part: Part, scaled: bool) -> tuple[dict, dict]:
+    scales, block = part.scales, part.rotation if scaled else 0
     stored = scales.row if scales.group is None else scales.group
     group_size = max(1, scales.group_size)
-    arguments = (filler if stored is None else stored, filler if scales.col is None else scales.col,
-                 scales.gain, group_size, -(-cols // group_size))
-    return arguments, {"SCALED": scaled, "ROW": scales.row is not None, "SCALE_GROUPS": scales.group is not None,
-                       "COL": scales.col is not None, "BLOCK": BLOCK_COLS, "num_warps": NUM_WARPS}
+    arguments = {"scale_ptr": part.codes if stored is None else stored,
+                 "col_ptr": part.codes if scales.col is None else scales.col,
+                 "sign_ptr": part.codes, "matrix_ptr": part.codes, "gain": scales.gain, "group_size": group_size,
+                 "groups": -(-part.channels * part.taps // group_size)}
+    constants = {"SCALED": scaled, "ROW": scales.row is not None, "SCALE_GROUPS": scales.group is not None,
+                 "COL": scales.col is not None, "BLOCK": block, "MATRIX": max(block, MATRIX[0]), "BYTES": 1}
+    if block:
+        arguments |= {"sign_ptr": kept_signs(part.rotation_seed, part.channels, part.codes.device),
+                      "matrix_ptr": kept_matrix(block, part.codes.device)}
+        constants["BYTES"] = _bytes(part)
+    return arguments, constants
 
 
-def _on(device: torch.device):
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+def _bytes(part: Part) -> int:
+    """Bytes that hold any integer of such a part: tables are int8, books and values int16, uniform needs 9 bits."""
+    if isinstance(part, TrellisPart):
+        return 1
+    return 3 if isinstance(part, AdditivePart) and part.codebooks.shape[1] > 1 else 2
 
 
-# In the kernels: n = output row, c = columns of this program, b = packed byte, s = scale.
+@functools.lru_cache(maxsize=4096)
+def kept_signs(seed: int, channels: int, device: torch.device) -> torch.Tensor:
+    """rotation.signs, int8 [channels]; kept, a model has a few bytes a channel of them."""
+    return signs(seed, channels, device)
 
 
-@triton.jit
-def _store(v, n, c, inside, out_ptr, scale_ptr, col_ptr, gain, group_size, groups, start, channels, cols,
-           SCALED: tl.constexpr, ROW: tl.constexpr, SCALE_GROUPS: tl.constexpr, COL: tl.constexpr):
-    """Integers v [BLOCK] of row n -> out, the products in the order of docs/format.md section 4."""
-    w = v.to(tl.float32)
-    if SCALED:
-        if SCALE_GROUPS:
-            s = tl.load(scale_ptr + n.to(tl.int64) * groups + c // group_size, mask=inside, other=0)  # [out, groups]
-            w = w * (s.to(tl.float32) * gain)
-        elif ROW:
-            w = w * (tl.load(scale_ptr + n).to(tl.float32) * gain)                                    # [out]
-        else:
-            w = w * gain
-        if COL:
-            w = w * tl.load(col_ptr + c % channels, mask=inside, other=0).to(tl.float32)              # [channels]
-    at = (n - start).to(tl.int64) * cols + c
-    tl.store(out_ptr + at, w.to(out_ptr.dtype.element_ty), mask=inside)                               # [rows, cols]
+@functools.lru_cache(maxsize=64)
+def kept_matrix(block: int, device: torch.device) -> torch.Tensor:
+    """The Hadamard matrix of a block in int8, down the diagonal of one that is large enough to multiply with."""
+    repeats = max(1, MATRIX[0] // block)
+    return torch.kron(torch.eye(repeats), hadamard_matrix(block)).to(device, torch.int8).contiguous()
 
 
-@triton.jit
-def _code(row_ptr, i, inside, row_bytes, BITS: tl.constexpr):
-    """Code number i of a row of packed bytes; reads the one to three bytes it can touch."""
-    bit = i * BITS
-    b = bit // 8
-    word = tl.load(row_ptr + b, mask=inside, other=0).to(tl.int32)
-    if BITS != 8:
-        word |= tl.load(row_ptr + b + 1, mask=inside & (b + 1 < row_bytes), other=0).to(tl.int32) << 8
-    if BITS > 8:
-        word |= tl.load(row_ptr + b + 2, mask=inside & (b + 2 < row_bytes), other=0).to(tl.int32) << 16
-    return (word >> (bit % 8)) & ((1 << BITS) - 1)
+# n = output rows [ROWS], c = columns [COLS], v = integers, w = weights [ROWS, COLS].
 
 
 @triton.jit
-def _lut_kernel(codes_ptr,      # uint8 [out_features, octets, BITS]
-                lookup_ptr,     # int16 [2**BITS] values, or uint8 [out_features (, zero_groups)] zero points
-                out_ptr,        # [stop - start, cols]
-                scale_ptr, col_ptr, gain, group_size, groups, start, stop, channels, cols, col_blocks,
-                row_bytes, zero_groups,
-                BITS: tl.constexpr, UNIFORM: tl.constexpr, ZERO_GROUPS: tl.constexpr, SCALED: tl.constexpr,
-                ROW: tl.constexpr, SCALE_GROUPS: tl.constexpr, COL: tl.constexpr, BLOCK: tl.constexpr):
+def _decode(codes_ptr, lookup_ptr, zero_ptr, out_ptr, scale_ptr, col_ptr, sign_ptr, matrix_ptr, gain,
+            group_size, groups, start, first, stop, channels, cols, row_stride, tap_stride, col_blocks,
+            row_bytes, blocks, size, units, chain,
+            FAMILY: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, ZEROS: tl.constexpr, GROUP: tl.constexpr,
+            BOOKS: tl.constexpr, ONE_BLOCK: tl.constexpr, BY_CHANNEL: tl.constexpr, WINDOW: tl.constexpr,
+            VECTOR: tl.constexpr, STEPS: tl.constexpr, SHARED: tl.constexpr, SCALED: tl.constexpr, ROW: tl.constexpr,
+            SCALE_GROUPS: tl.constexpr, COL: tl.constexpr, BLOCK: tl.constexpr, MATRIX: tl.constexpr,
+            BYTES: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TILES: tl.constexpr):
+    """Rows start..stop to out [stop - start, taps, channels]; `first`: where the first tile's rows begin.
+
+    A program walks down TILES tiles, which shares what belongs to columns.
+    """
     pid = tl.program_id(0)
-    n = start + pid // col_blocks
-    c = (pid % col_blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = c < cols
-    code = _code(codes_ptr + n.to(tl.int64) * row_bytes, c, inside, row_bytes, BITS)
-    if UNIFORM:
-        if ZERO_GROUPS:
-            zero = tl.load(lookup_ptr + n.to(tl.int64) * zero_groups + c // group_size, mask=inside, other=0)
-            v = code - zero.to(tl.int32)
-        else:
-            v = code - tl.load(lookup_ptr + n).to(tl.int32)
-    else:
-        v = tl.load(lookup_ptr + code, mask=inside, other=0).to(tl.int32)
-    _store(v, n, c, inside, out_ptr, scale_ptr, col_ptr, gain, group_size, groups, start, channels, cols,
-           SCALED, ROW, SCALE_GROUPS, COL)
+    col = pid % col_blocks * COLS
+    r = tl.arange(0, ROWS)
+    c = col + tl.arange(0, COLS)
+    channel = c % channels
+    place = c // channels * tap_stride + channel if SPLIT else c
+    if BLOCK:
+        i = tl.arange(0, MATRIX)  # the matrix is its own transpose, and this way round is how a product reads it
+        matrix = tl.trans(tl.load(matrix_ptr + i[:, None] * MATRIX + i[None, :]))
+        sign = tl.load(sign_ptr + channel, mask=c < cols, other=1).to(tl.int32)
+    if SCALED and COL:
+        of_col = tl.load(col_ptr + channel, mask=c < cols, other=0).to(tl.float32)         # [channels]
+    for tile in tl.range(0, TILES, num_stages=1):  # overlapping them took 200 registers and spilled
+        row = first + (pid // col_blocks * TILES + tile) * ROWS
+        v = integers(codes_ptr, lookup_ptr, zero_ptr, row, col, stop, channels, cols, group_size, groups, row_bytes,
+                     blocks, size, units, chain, FAMILY, BITS, WORDS, ZEROS, GROUP, BOOKS, ONE_BLOCK, BY_CHANNEL,
+                     WINDOW, VECTOR, STEPS, SHARED, ROWS, COLS)
+        here = (row + r >= start) & (row + r < stop)
+        inside = here[:, None] & (c < cols)[None, :]
+        if BLOCK:
+            v = unrotated(v, matrix, sign, c, BLOCK, BYTES, ROWS, COLS)
+        if SCALED:
+            v = v.to(tl.float32)
+            if SCALE_GROUPS:
+                at = r[:, None] * groups + (c // group_size)[None, :]
+                s = tl.load(scale_ptr + row.to(tl.int64) * groups + at, mask=inside, other=0)
+                v = v * (s.to(tl.float32) * gain)                                          # [out_features, groups]
+            elif ROW:
+                s = tl.load(scale_ptr + row + r, mask=here, other=0).to(tl.float32) * gain
+                v = v * s[:, None]                                                         # [out_features]
+            else:
+                v = v * gain
+            if COL:
+                v = v * of_col[None, :]
+        out = out_ptr + (row - start).to(tl.int64) * row_stride
+        tl.store(out + r[:, None] * row_stride + place[None, :], v.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _additive_kernel(codes_ptr,  # uint8 [out_features, octets, BITS]
-                     books_ptr,  # int16 [blocks, BOOKS, size, GROUP]
-                     out_ptr,    # [stop - start, cols]
-                     scale_ptr, col_ptr, gain, group_size, groups, start, stop, channels, cols, col_blocks,
-                     row_bytes, blocks, size, positions,
-                     BITS: tl.constexpr, GROUP: tl.constexpr, BOOKS: tl.constexpr, BY_CHANNEL: tl.constexpr,
-                     SCALED: tl.constexpr, ROW: tl.constexpr, SCALE_GROUPS: tl.constexpr, COL: tl.constexpr,
-                     BLOCK: tl.constexpr):
-    pid = tl.program_id(0)
-    n = start + pid // col_blocks
-    c = (pid % col_blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = c < cols
-    at = c                      # coded column: (channel, tap) or as the weight's
-    if BY_CHANNEL:
-        at = c % channels * (cols // channels) + c // channels
-    p = at // GROUP
-    book = (p.to(tl.int64) * blocks // positions) * BOOKS
-    v = tl.zeros([BLOCK], dtype=tl.int32)
-    for m in tl.static_range(BOOKS):
-        code = _code(codes_ptr + n.to(tl.int64) * row_bytes, p * BOOKS + m, inside, row_bytes, BITS)
-        entry = ((book + m) * size + code) * GROUP + at % GROUP
-        v += tl.load(books_ptr + entry, mask=inside & (code < size), other=0).to(tl.int32)
-    _store(v, n, c, inside, out_ptr, scale_ptr, col_ptr, gain, group_size, groups, start, channels, cols,
-           SCALED, ROW, SCALE_GROUPS, COL)
+def unrotated(v, matrix, sign, c, BLOCK: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """int32 [ROWS, COLS]: integers of BYTES bytes times the Hadamard matrix and the signs [COLS] of their channels.
 
-
-@triton.jit
-def _trellis_kernel(words_ptr,  # int32 [units, STEP_BITS, cols]
-                    table_ptr,  # int8 [2**WINDOW, VECTOR]
-                    out_ptr,    # [stop - start, cols]
-                    scale_ptr, col_ptr, gain, group_size, groups, start, stop, channels, cols, col_blocks,
-                    first, units, chain,
-                    WINDOW: tl.constexpr, STEP_BITS: tl.constexpr, VECTOR: tl.constexpr, SCALED: tl.constexpr,
-                    ROW: tl.constexpr, SCALE_GROUPS: tl.constexpr, COL: tl.constexpr, BLOCK: tl.constexpr):
-    pid = tl.program_id(0)
-    u = first + pid // col_blocks
-    c = (pid % col_blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = c < cols
-    for t in range(32):  # not unrolled: that took up to 25 s to compile (64 stores at VECTOR = 2)
-        end = (t + 1) * STEP_BITS
-        k = (end - 1) // 32
-        r = u.to(tl.int64) * STEP_BITS + k  # row of words that has the step's last bit
-        word = tl.load(words_ptr + r * cols + c, mask=inside, other=0).to(tl.int64)
-        # The word before it: the row above, or for the first row the last word of the column before in the chain.
-        above = tl.where(r > 0, r, units * STEP_BITS) - 1
-        before = tl.load(words_ptr + above * cols + c - tl.where(r > 0, 0, 1), mask=inside & (r + c % chain > 0),
-                         other=0).to(tl.int64)
-        pair = (before << 32) | (word & 0xFFFFFFFF)
-        state = ((pair >> (32 * (k + 1) - end)) & ((1 << WINDOW) - 1)).to(tl.int32)
-        for i in tl.static_range(VECTOR):
-            n = (u * 32 + t) * VECTOR + i
-            wanted = c < tl.where((n >= start) & (n < stop), cols, 0)
-            v = tl.load(table_ptr + state * VECTOR + i, mask=wanted, other=0)
-            row = tl.minimum(n, stop - 1)  # a row past the end must not be asked for its scale
-            _store(v, row, c, wanted, out_ptr, scale_ptr, col_ptr, gain, group_size, groups, start, channels, cols,
-                   SCALED, ROW, SCALE_GROUPS, COL)
+    All bytes but the highest are moved from 0..255 to int8's range. What that takes from every integer of a block, 128
+    for each such byte, comes back where the matrix has a column of ones; its other columns sum to zero.
+    """
+    MATRIX: tl.constexpr = matrix.shape[0]
+    v = tl.reshape(v, [ROWS * (COLS // MATRIX), MATRIX])
+    sums = tl.dot((v >> (8 * (BYTES - 1))).to(tl.int8), matrix, out_dtype=tl.int32)
+    for b in tl.static_range(BYTES - 2, -1, -1):
+        sums = sums * 256 + tl.dot((((v >> (8 * b)) & 255) - 128).to(tl.int8), matrix, out_dtype=tl.int32)
+    sums = tl.reshape(sums, [ROWS, COLS])
+    if BYTES > 1:
+        taken = BLOCK * 128 * (1 if BYTES == 2 else 257)
+        sums += tl.where(c % BLOCK == 0, taken, 0)[None, :]
+    return sums * sign[None, :]

@@ -6,6 +6,7 @@ error is the caller's error. linear.py multiplies with coded parts, custom_ops.p
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -38,6 +39,8 @@ class Requirements:
     devices: tuple[str, ...] = ()                   # torch device types
     dtypes: tuple[torch.dtype, ...] = DTYPES
     package: str | None = None
+    version: tuple[int, int] | None = None          # of the package, at least
+    widest: int | None = None                       # columns of a part: its kernels count inside a tile in 32 bits
     capability: tuple[int, int] | None = None       # CUDA compute capability, at least
     self_test: bool = False                         # module's self_test(family, device) must answer None
 
@@ -52,6 +55,11 @@ class Requirements:
             return f"writes {', '.join(map(str, self.dtypes))}, got {dtype}"
         if self.package and capabilities.package_version(self.package) is None:
             return f"needs {self.package}: {capabilities.package_problem(self.package)}"
+        if self.version and _numbers(capabilities.package_version(self.package)) < self.version:
+            return (f"needs {self.package} {'.'.join(map(str, self.version))} or newer, got "
+                    f"{capabilities.package_version(self.package)}")
+        if self.widest and max(part.channels * part.taps, _entries(part) // 64) > self.widest:
+            return f"counts up to {self.widest} columns and {64 * self.widest} entries, the part has more"
         found = capabilities.compute_capability(device)
         if self.capability and found and found < self.capability:
             return f"needs compute capability {self.capability[0]}.{self.capability[1]}, got {found[0]}.{found[1]}"
@@ -68,10 +76,11 @@ class Backend:
     automatic: bool = True      # taken without being asked for
 
 
-# In order of preference. Triton has dropped sm_75 (from 3.3 on); torch's gather serves such cards.
+# In order of preference. Triton has dropped sm_75 with 3.3, which brought the gather from shared memory: torch's gather
+# serves such cards.
 BACKENDS = (
-    Backend("triton", "decode_triton", Requirements(devices=("cuda",), package="triton", capability=(8, 0),
-                                                    self_test=True)),
+    Backend("triton", "decode_triton", Requirements(devices=("cuda",), package="triton", version=(3, 3),
+                                                    widest=2**24, capability=(8, 0), self_test=True)),
     Backend("torch", "decode_torch", Requirements()),
     Backend("reference", "reference", Requirements(), automatic=False),
 )
@@ -176,14 +185,26 @@ def requirements_table() -> list[dict[str, str]]:
                                        for field in fields(known.requirements)}} for known in BACKENDS]
 
 
-def _self_test(module: str, family: str, device: torch.device) -> str | None:
-    """Once per kernel, device and process: decode something small and compare it with torch."""
-    key = (module, family, str(device))
+def _self_test(module: str, kernel: str, device: torch.device) -> str | None:
+    """Once per kernel, device and process: run it on something small and compare it with torch."""
+    key = (module, kernel, str(device))
     if key not in _self_tests:
-        reason = _module(module).self_test(family, device)
+        try:
+            reason = _module(module).self_test(kernel, device)
+        except (ImportError, AttributeError) as error:      # a Triton that imports, but is not the one we know
+            reason = f"cannot be used here: {type(error).__name__}: {error}"
         with _lock:
             _self_tests[key] = reason
     return _self_tests[key]
+
+
+def _entries(part: Part) -> int:
+    return part.codebooks.numel() if isinstance(part, AdditivePart) else 0
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(major, minor) of "3.6.0+git1"; nothing is older than a version without numbers."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
 
 
 def _module(name: str):
