@@ -19,17 +19,12 @@ from . import decode_torch
 from .packing import UNIT_STEPS, pack_codes
 from .parts import AdditivePart, LutPart, Part, Scales, TrellisPart
 from .rotation import hadamard_matrix, signs
+from .tile_table import architecture, tiles
 from .tiles_triton import integers
 
-# Tiles of 4096 weights are 32 a thread: enough to share addresses, few enough to spill nothing on any target that
-# tests/kernels/compile_check.py compiles for. Not tuned on a GPU yet.
-COLS, WIDE_COLS = 128, 256        # wide: lut and additive that are not rotated
-TILE_ROWS = 16                    # of lut and additive; a trellis tile is a unit, 32 or 64 rows
-TILES, ROTATED_TILES = 1, 4       # a program walks down: the rotation's matrix is 16 KB to load
-NUM_WARPS = 4
 WIDEST = 2**25                    # elements from row to row of an output: 64 of them are counted in 32 bits
 SHARED_WINDOW = 13                # tables up to this window are read from shared memory (8 or 16 KB)
-MATRIX = 32, 128                  # smallest and largest transform done as one product: int8 dots need 32
+MATRIX = 32                       # smallest matrix that an int8 product takes
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Launch:
     grid: tuple[int, ...]
     arguments: dict[str, object]
     constants: dict[str, object]
-    num_warps: int = NUM_WARPS
+    num_warps: int
 
     def run(self, device: torch.device) -> None:
         """Start it on the device."""
@@ -55,7 +50,7 @@ def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
         decode(part, start, stop, out)
         apart.copy_(out)
         return
-    if part.rotation <= MATRIX[1] or out.dtype == torch.int8:
+    if part.rotation <= tiles(architecture(out.device)).cols or out.dtype == torch.int8:
         launch(part, start, stop, out).run(out.device)
         return
     finish, cols = decode_torch.Finish.of(part), part.channels * part.taps
@@ -65,28 +60,24 @@ def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
         finish.write(v.view(-1, cols), low, out[low - start : high - start])
 
 
-def launch(part: Part, start: int, stop: int, out: torch.Tensor, scaled: bool = True) -> Launch:
+def launch(part: Part, start: int, stop: int, out: torch.Tensor, scaled: bool = True, arch: str = "") -> Launch:
     """The call that decodes rows start..stop to out; not scaled: integers, the rotation left alone."""
+    size = tiles(arch or architecture(out.device))
     scaled = scaled and out.dtype != torch.int8
-    rotated = scaled and part.rotation > 0
-    rows, cols = tile_shape(part, rotated)
+    rotated, trellis = scaled and part.rotation > 0, isinstance(part, TrellisPart)
+    rows = UNIT_STEPS * part.vector if trellis else size.rows
+    cols = size.cols if trellis or rotated else size.wide_cols
+    walk = size.walk if rotated else 1
     arguments, constants = family_arguments(part)
     more, flags = _scale_arguments(part, scaled)
-    first = start - start % rows if isinstance(part, TrellisPart) else start
+    first = start - start % rows if trellis else start
     col_blocks = triton.cdiv(part.channels * part.taps, cols)
     split = part.taps > 1 and out.stride(1) != part.channels
     arguments |= {"out_ptr": out, **more, "start": start, "first": first, "row_stride": out.stride(0),
                   "tap_stride": out.stride(1) if split else part.channels, "col_blocks": col_blocks, "stop": stop}
-    tiles = ROTATED_TILES if rotated else TILES
-    constants |= {**flags, "SPLIT": split, "ROWS": rows, "COLS": cols, "TILES": tiles}
-    return Launch(_decode, (triton.cdiv(stop - first, rows * tiles) * col_blocks,), arguments, constants)
-
-
-def tile_shape(part: Part, rotated: bool) -> tuple[int, int]:
-    """Rows and columns of the weights one program decodes at once."""
-    if isinstance(part, TrellisPart):
-        return UNIT_STEPS * part.vector, COLS
-    return TILE_ROWS, COLS if rotated else WIDE_COLS
+    constants |= {**flags, "SPLIT": split, "ROWS": rows, "COLS": cols, "TILES": walk}
+    grid = (triton.cdiv(stop - first, rows * walk) * col_blocks,)
+    return Launch(_decode, grid, arguments, constants, size.warps)
 
 
 def family_arguments(part: Part) -> tuple[dict, dict]:
@@ -121,7 +112,7 @@ def family_arguments(part: Part) -> tuple[dict, dict]:
 def self_test(family: str, device: torch.device) -> str | None:
     """Decode something small and compare with torch: None, or why this kernel must not be used on this machine."""
     for rotation in (0, 8):
-        part = _small_part(family, device, rotation)
+        part = small_part(family, device, rotation)
         want, got = (torch.full((37, 2, 24), float("nan"), device=device) for _ in range(2))
         decode_torch.decode(part, 3, 40, want)
         try:
@@ -139,22 +130,24 @@ FAILURES = (triton.TritonError, subprocess.SubprocessError, RuntimeError, ValueE
             ImportError, OSError)
 
 
-def _small_part(family: str, device: torch.device, rotation: int) -> Part:
-    generator = torch.Generator().manual_seed(1)
+def small_part(family: str, device: torch.device, rotation: int, taps: int = 2) -> Part:
+    """40 x taps * 24 weights for a self-test."""
+    generator, cols = torch.Generator().manual_seed(1), 24 * taps
 
     def integers(low: int, high: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.randint(low, high, shape, generator=generator).to(device, dtype)
 
     scales = Scales(0.03125, row=integers(1, 99, 40, dtype=torch.float16), col=integers(1, 9, 24, dtype=torch.float16))
     if family == "lut":
-        codes = pack_codes(integers(0, 8, 40, 48, dtype=torch.int32), 3)
-        return LutPart(40, 24, 2, 3, codes, scales, values=integers(-99, 99, 8, dtype=torch.int16), rotation=rotation)
+        codes = pack_codes(integers(0, 8, 40, cols, dtype=torch.int32), 3)
+        return LutPart(40, 24, taps, 3, codes, scales, values=integers(-99, 99, 8, dtype=torch.int16),
+                       rotation=rotation)
     if family == "additive":
-        codes = pack_codes(integers(0, 64, 40, 24, dtype=torch.int32), 6)
+        codes = pack_codes(integers(0, 64, 40, cols // 2, dtype=torch.int32), 6)
         books = integers(-99, 99, 3, 2, 64, 4, dtype=torch.int16)
-        return AdditivePart(40, 24, 2, 6, 4, codes, books, scales, rotation=rotation)
-    codes, table = integers(-2**31, 2**31, 1, 5, 48, dtype=torch.int32), integers(-127, 128, 256, 2, dtype=torch.int8)
-    return TrellisPart(40, 24, 2, 8, 5, 2, 3, codes, table, scales, rotation=rotation)
+        return AdditivePart(40, 24, taps, 6, 4, codes, books, scales, rotation=rotation)
+    codes, table = integers(-2**31, 2**31, 1, 5, cols, dtype=torch.int32), integers(-127, 128, 256, 2, dtype=torch.int8)
+    return TrellisPart(40, 24, taps, 8, 5, 2, 3, codes, table, scales, rotation=rotation)
 
 
 @functools.cache
@@ -181,7 +174,7 @@ def _scale_arguments(part: Part, scaled: bool) -> tuple[dict, dict]:
                  "sign_ptr": part.codes, "matrix_ptr": part.codes, "gain": scales.gain, "group_size": group_size,
                  "groups": -(-part.channels * part.taps // group_size)}
     constants = {"SCALED": scaled, "ROW": scales.row is not None, "SCALE_GROUPS": scales.group is not None,
-                 "COL": scales.col is not None, "BLOCK": block, "MATRIX": max(block, MATRIX[0]), "BYTES": 1}
+                 "COL": scales.col is not None, "BLOCK": block, "MATRIX": max(block, MATRIX), "BYTES": 1}
     if block:
         arguments |= {"sign_ptr": kept_signs(part.rotation_seed, part.channels, part.codes.device),
                       "matrix_ptr": kept_matrix(block, part.codes.device)}
@@ -205,7 +198,7 @@ def kept_signs(seed: int, channels: int, device: torch.device) -> torch.Tensor:
 @functools.lru_cache(maxsize=64)
 def kept_matrix(block: int, device: torch.device) -> torch.Tensor:
     """The Hadamard matrix of a block in int8, down the diagonal of one that is large enough to multiply with."""
-    repeats = max(1, MATRIX[0] // block)
+    repeats = max(1, MATRIX // block)
     return torch.kron(torch.eye(repeats), hadamard_matrix(block)).to(device, torch.int8).contiguous()
 
 

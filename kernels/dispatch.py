@@ -162,15 +162,21 @@ def choose(part: Part, dtype: torch.dtype = torch.float32, backend: str | None =
     for candidate in BACKENDS:
         if candidate.name != backend if backend else not candidate.automatic:
             continue
-        reason = candidate.requirements.refusal(part, dtype, candidate.module)
+        reason = refusal(candidate, part, dtype, candidate.name)
         if reason is None:
             return candidate
         reasons[candidate.name] = reason
-        if part.codes.device.type in candidate.requirements.devices:  # made for this device, yet declined
-            with _lock:
-                _fallbacks[candidate.name, reason] = _fallbacks.get((candidate.name, reason), 0) + 1
     listed = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     raise BackendError(f"no backend can decode this {FAMILIES[type(part)]} part: {listed}", reasons)
+
+
+def refusal(backend: Backend, part: Part, dtype: torch.dtype, name: str) -> str | None:
+    """Why a backend may not run, None where it may; counted under that name where it is made for the part's device."""
+    reason = backend.requirements.refusal(part, dtype, backend.module)
+    if reason and part.codes.device.type in backend.requirements.devices:
+        with _lock:
+            _fallbacks[name, reason] = _fallbacks.get((name, reason), 0) + 1
+    return reason
 
 
 def fallbacks() -> dict[tuple[str, str], int]:
