@@ -6,16 +6,15 @@ store. Dispatch asks self_test before the first use.
 """
 from __future__ import annotations
 
-import contextlib
 import functools
-import subprocess
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 
 from . import decode_torch
+from .launch_triton import FAILURES, Launch, merged
 from .packing import UNIT_STEPS, pack_codes
 from .parts import AdditivePart, LutPart, Part, Scales, TrellisPart
 from .rotation import hadamard_matrix, signs
@@ -24,23 +23,8 @@ from .tiles_triton import integers
 
 WIDEST = 2**25                    # elements from row to row of an output: 64 of them are counted in 32 bits
 SHARED_WINDOW = 13                # tables up to this window are read from shared memory (8 or 16 KB)
+POINTERS = ("codes_ptr", "lookup_ptr", "zero_ptr", "out_ptr", "scale_ptr", "col_ptr", "sign_ptr")  # of one part
 MATRIX = 32                       # smallest matrix that an int8 product takes
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One call of a kernel: what runs and what compile checks compile."""
-
-    kernel: object
-    grid: tuple[int, ...]
-    arguments: dict[str, object]
-    constants: dict[str, object]
-    num_warps: int
-
-    def run(self, device: torch.device) -> None:
-        """Start it on the device."""
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.num_warps)
 
 
 def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
@@ -60,6 +44,18 @@ def decode(part: Part, start: int, stop: int, out: torch.Tensor) -> None:
         finish.write(v.view(-1, cols), low, out[low - start : high - start])
 
 
+def decode_group(parts: Sequence[Part], outs: Sequence[torch.Tensor]) -> None:
+    """Write whole parts to outs [out_features, taps, channels]: those of one shape and spec by one call."""
+    calls = []
+    for part, out in zip(parts, outs, strict=True):
+        if part.rotation > tiles(architecture(out.device)).cols or out.stride(0) > WIDEST:
+            decode(part, 0, part.out_features, out)
+        else:
+            calls.append(launch(part, 0, part.out_features, out))
+    for call in merged(calls, POINTERS):
+        call.run(outs[0].device)
+
+
 def launch(part: Part, start: int, stop: int, out: torch.Tensor, scaled: bool = True, arch: str = "") -> Launch:
     """The call that decodes rows start..stop to out; not scaled: integers, the rotation left alone."""
     size = tiles(arch or architecture(out.device))
@@ -75,7 +71,8 @@ def launch(part: Part, start: int, stop: int, out: torch.Tensor, scaled: bool = 
     split = part.taps > 1 and out.stride(1) != part.channels
     arguments |= {"out_ptr": out, **more, "start": start, "first": first, "row_stride": out.stride(0),
                   "tap_stride": out.stride(1) if split else part.channels, "col_blocks": col_blocks, "stop": stop}
-    constants |= {**flags, "SPLIT": split, "ROWS": rows, "COLS": cols, "TILES": walk}
+    arguments["table_ptr"] = part.codes     # read where calls are merged
+    constants |= {**flags, "SPLIT": split, "GROUPED": False, "ROWS": rows, "COLS": cols, "TILES": walk}
     grid = (triton.cdiv(stop - first, rows * walk) * col_blocks,)
     return Launch(_decode, grid, arguments, constants, size.warps)
 
@@ -123,11 +120,6 @@ def self_test(family: str, device: torch.device) -> str | None:
         if not same:
             return f"failed its self-test for {family}: the weights differ from torch's"
     return None
-
-
-# No compiler, no driver, no libcuda.so, another Triton's interface: what machines are known to lack.
-FAILURES = (triton.TritonError, subprocess.SubprocessError, RuntimeError, ValueError, TypeError, AttributeError,
-            ImportError, OSError)
 
 
 def small_part(family: str, device: torch.device, rotation: int, taps: int = 2) -> Part:
@@ -206,19 +198,31 @@ def kept_matrix(block: int, device: torch.device) -> torch.Tensor:
 
 
 @triton.jit
-def _decode(codes_ptr, lookup_ptr, zero_ptr, out_ptr, scale_ptr, col_ptr, sign_ptr, matrix_ptr, gain,
+def _decode(codes_ptr, lookup_ptr, zero_ptr, out_ptr, scale_ptr, col_ptr, sign_ptr, matrix_ptr, table_ptr, gain,
             group_size, groups, start, first, stop, channels, cols, row_stride, tap_stride, col_blocks,
             row_bytes, blocks, size, units, chain,
             FAMILY: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, ZEROS: tl.constexpr, GROUP: tl.constexpr,
             BOOKS: tl.constexpr, ONE_BLOCK: tl.constexpr, BY_CHANNEL: tl.constexpr, WINDOW: tl.constexpr,
             VECTOR: tl.constexpr, STEPS: tl.constexpr, SHARED: tl.constexpr, SCALED: tl.constexpr, ROW: tl.constexpr,
             SCALE_GROUPS: tl.constexpr, COL: tl.constexpr, BLOCK: tl.constexpr, MATRIX: tl.constexpr,
-            BYTES: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TILES: tl.constexpr):
+            BYTES: tl.constexpr, SPLIT: tl.constexpr, GROUPED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+            TILES: tl.constexpr):
     """Rows start..stop to out [stop - start, taps, channels]; `first`: where the first tile's rows begin.
 
-    A program walks down TILES tiles, which shares what belongs to columns.
+    A program walks down TILES tiles, which shares what belongs to columns. GROUPED: what differs between the parts of a
+    group is in table_ptr [parts, 8], the addresses in the order of POINTERS.
     """
     pid = tl.program_id(0)
+    if GROUPED:
+        table = table_ptr + tl.program_id(1) * 8
+        codes_ptr = _address(table, codes_ptr)
+        lookup_ptr = _address(table + 1, lookup_ptr)
+        zero_ptr = _address(table + 2, zero_ptr)
+        out_ptr = _address(table + 3, out_ptr)
+        scale_ptr = _address(table + 4, scale_ptr)
+        col_ptr = _address(table + 5, col_ptr)
+        sign_ptr = _address(table + 6, sign_ptr)
+        gain = tl.load(table + 7).to(tl.int32).to(tl.float32, bitcast=True)
     col = pid % col_blocks * COLS
     r = tl.arange(0, ROWS)
     c = col + tl.arange(0, COLS)
@@ -254,6 +258,11 @@ def _decode(codes_ptr, lookup_ptr, zero_ptr, out_ptr, scale_ptr, col_ptr, sign_p
                 v = v * of_col[None, :]
         out = out_ptr + (row - start).to(tl.int64) * row_stride
         tl.store(out + r[:, None] * row_stride + place[None, :], v.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _address(place, like):
+    return tl.multiple_of(tl.load(place).to(like.dtype), 16)
 
 
 @triton.jit

@@ -119,9 +119,20 @@ def decode_part(part: Part, start: int = 0, stop: int | None = None, dtype: torc
 
 
 def decode_group(parts: Sequence[Part], outs: Sequence[torch.Tensor], backend: str | None = None) -> None:
-    """Decode several whole parts, each to its `out` (as decode_part's): what shares an input, such as q, k and v."""
-    for part, out in zip(parts, outs, strict=True):
-        decode_part(part, dtype=out.dtype, backend=backend, out=out)
+    """Decode several whole parts, each to its `out` (as decode_part's): what shares an input, such as q, k and v.
+
+    Where one backend takes them all and can, parts of one shape and spec are one launch.
+    """
+    chosen = {choose(part, out.dtype, backend).module for part, out in zip(parts, outs, strict=True)}
+    grouped = getattr(_module(*chosen), "decode_group", None) if len(chosen) == 1 else None
+    if grouped is None:
+        for part, out in zip(parts, outs):
+            decode_part(part, dtype=out.dtype, backend=backend, out=out)
+        return
+    for part, out in zip(parts, outs):
+        check_part(part)
+        _check_dtype(part, out.dtype)
+    grouped(parts, [_maps(out, part, part.out_features, out.dtype) for part, out in zip(parts, outs)])
 
 
 def _check_dtype(part: Part, dtype: torch.dtype) -> None:

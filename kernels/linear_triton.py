@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from . import decode_torch
-from .decode_triton import FAILURES, Launch, family_arguments, kept_signs, small_part
+from .decode_triton import family_arguments, kept_signs, small_part
+from .launch_triton import FAILURES, Launch
 from .packing import UNIT_STEPS
 from .parts import AdditivePart, LutPart, Part, TrellisPart
 from .rotation import hadamard_matrix

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch_triton import Launch
 from .viterbi_reference import RENORMALIZE, prepare
 
 BACK_BYTES = 1 << 30     # bytes of back pointers at once
@@ -16,7 +17,7 @@ BACK_BYTES = 1 << 30     # bytes of back pointers at once
 def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: torch.Tensor,
            states: torch.Tensor) -> torch.Tensor:
     """Codes uint8 [sequences, steps] on the targets' device; arguments as in viterbi_numba.encode."""
-    sequences, steps, vector = targets.shape
+    sequences, steps, _ = targets.shape
     size = table.shape[0]
     _, start = prepare(table.cpu().numpy(), step_bits)
     batch = max(1, min(sequences, BACK_BYTES // (steps * (size >> step_bits))))
@@ -25,10 +26,18 @@ def encode(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: to
     kinds = kinds.to(targets.device)
     for first in range(0, sequences, batch):
         some = targets[first:first + batch]
-        _viterbi[(len(some),)](some, table, kinds, states[first:], back, codes[first:], steps, start, SIZE=size,
-                               STEP_BITS=step_bits, VECTOR=vector, EVERY=RENORMALIZE,
-                               num_warps=max(1, min(8, size // 512)))
+        launch(some, table, step_bits, kinds, states[first:], start, back, codes[first:]).run(targets.device)
     return codes
+
+
+def launch(targets: torch.Tensor, table: torch.Tensor, step_bits: int, kinds: torch.Tensor, states: torch.Tensor,
+           start: int, back: torch.Tensor, codes: torch.Tensor) -> Launch:
+    """The call that codes as many sequences as targets has; back: uint8 [sequences, steps, size >> step_bits]."""
+    sequences, steps, vector = targets.shape
+    arguments = {"targets": targets, "table": table, "kinds": kinds, "states": states, "back": back, "codes": codes,
+                 "steps": steps, "start": start}
+    constants = {"SIZE": table.shape[0], "STEP_BITS": step_bits, "VECTOR": vector, "EVERY": RENORMALIZE}
+    return Launch(_viterbi, (sequences,), arguments, constants, max(1, min(8, table.shape[0] // 512)))
 
 
 @triton.jit

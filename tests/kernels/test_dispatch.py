@@ -40,6 +40,8 @@ def backends(monkeypatch):
     (Requirements(devices=("mps",)), "runs on mps, got cpu"),
     (Requirements(dtypes=(torch.float16,)), "writes torch.float16, got torch.float32"),
     (Requirements(package="no_such_package"), "needs no_such_package: not installed"),
+    (Requirements(package="torch", version=(99, 1)), r"needs torch 99.1 or newer, got \d"),
+    (Requirements(widest=95), "counts up to 95 columns and 6080 entries, the part has more"),
 ])
 def test_each_requirement_is_checked_before_the_call(make, backends, requirements, words):
     backends(Backend("picky", "no_such_module", requirements))
@@ -87,6 +89,19 @@ def test_self_test_runs_once_and_its_answer_is_the_reason(make, backends, monkey
         with pytest.raises(BackendError, match="failed its self-test"):
             decode_part(make.lut())
     assert asked == [("trellis", "cpu"), ("lut", "cpu")]
+
+
+def test_a_package_that_imports_but_does_not_fit_is_a_reason(make, backends, monkeypatch):
+    def broken(name):
+        raise AttributeError("module 'triton.language' has no attribute 'gather'")
+
+    real = dispatch._module
+    monkeypatch.setattr(dispatch, "_module", lambda name: broken(name) if name == "old" else real(name))
+    backends(Backend("old", "old", Requirements(devices=("cpu",), self_test=True)),
+             Backend("torch", "decode_torch", Requirements()))
+    assert choose(make.lut()).name == "torch"
+    assert [reason for _, reason in dispatch.fallbacks()] == [
+        "cannot be used here: AttributeError: module 'triton.language' has no attribute 'gather'"]
 
 
 def test_out_is_written_and_checked(make):

@@ -3,6 +3,7 @@
 Compares every kernel with the reference, bit for bit, in float32, float16 and int8 (the interpreter cannot do
 bfloat16), whole and from the middle, into memory that is NaN before and must stay so beside the weights.
 """
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -41,6 +42,24 @@ def check(part, integers: bool = False) -> None:
         assert torch.equal(wide.view(BITS[dtype]), untouched.view(BITS[dtype])), (part, dtype, start, stop)
 
 
+def check_group() -> None:
+    """Three parts alike, two with a rotation too large for the kernel, one of its own, one at an odd address."""
+    parts = [make.trellis(70, 64, 1, 8, 3, 1, 2, rotation=32) for _ in range(3)]
+    parts += [make.lut(9, 256, 1, 3, rotation=256) for _ in range(2)] + [make.lut(9, 64, 2, 3), make.lut(9, 64, 2, 3)]
+    parts[1] = dataclasses.replace(parts[1], scales=dataclasses.replace(parts[1].scales, gain=-0.5))
+    outs = [torch.full((p.out_features, p.taps, p.channels), float("nan")) for p in parts]
+    odd = torch.full((outs[-1].numel() + 1,), float("nan"))
+    outs[-1] = odd[1:].view(outs[-1].shape)
+    calls = []
+    run = decode_triton.Launch.run
+    decode_triton.Launch.run = lambda call, device: (calls.append(call), run(call, device))
+    decode_triton.decode_group(parts, outs)
+    decode_triton.Launch.run = run
+    assert sorted(call.grid[1:] for call in calls) == [(), (), (), (), (3,)], [call.grid for call in calls]
+    for part, out in zip(parts, outs):
+        assert torch.equal(out.flatten(1).view(torch.int32), reference.decode_part(part).view(torch.int32))
+
+
 def main() -> None:
     for bits in range(1, 9):
         check(make.lut(5, 37, 1, bits, col=bits % 2 == 0))
@@ -69,6 +88,7 @@ def main() -> None:
     extreme = make.additive(4, 128, 1, 8, 8, 3, rotation=128)
     extreme.codebooks[...] = torch.tensor([32767, -32768, 40, 12345]).to(torch.int16).repeat(2)
     check(extreme)
+    check_group()
     for family in ("lut", "additive", "trellis"):
         assert decode_triton.self_test(family, torch.device("cpu")) is None
     print("all kernels equal the reference")
