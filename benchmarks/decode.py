@@ -88,7 +88,7 @@ def cases(quick: bool) -> list[Case]:
 
 def gate(case: Case, device: str) -> None:
     part = case.make(70, 256)
-    for dtype in dispatch.DTYPES:
+    for dtype in dispatch.WEIGHTS:
         decoded = dispatch.decode_part(on(part, device), dtype=dtype).cpu()
         if not torch.equal(decoded, reference.decode_part(part, dtype)):
             raise SystemExit(f"{case.family} at {case.bits} bits differs from the reference: nothing is timed")
@@ -149,7 +149,7 @@ def main() -> None:
     for case in listed:
         gate(case, arguments.device)
     print(f"{'family':12} bits  rot col dtype     M weights/s  per thread  reused")
-    for dtype in (torch.float16,) if arguments.quick else dispatch.DTYPES:
+    for dtype in (torch.float16,) if arguments.quick else dispatch.WEIGHTS:
         for case in listed:
             row = measure(case, dtype, arguments.threads, 3 if arguments.quick else 7, arguments.device)
             rows.append(row)

@@ -92,5 +92,7 @@ def _range(name: str, value: int, low: int, high: int) -> None:
 def _tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: list[int], part: Part) -> None:
     if tensor.dtype != dtype or list(tensor.shape) != shape:
         raise ValueError(f"{name} must be {dtype} {shape}, got {tensor.dtype} {list(tensor.shape)}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())} for {shape}")
     if tensor.device != part.codes.device:
         raise ValueError(f"{name} must be on {part.codes.device} with the codes, got {tensor.device}")

@@ -197,7 +197,8 @@ def kept_matrix(block: int, device: torch.device) -> torch.Tensor:
 # n = output rows [ROWS], c = columns [COLS], v = integers, w = weights [ROWS, COLS].
 
 
-@triton.jit
+# Not specialized: what varies from call to call and tells the compiler nothing about addresses.
+@triton.jit(do_not_specialize=("start", "first", "stop", "col_blocks", "blocks", "size", "units", "chain"))
 def _decode(codes_ptr, lookup_ptr, zero_ptr, out_ptr, scale_ptr, col_ptr, sign_ptr, matrix_ptr, table_ptr, gain,
             group_size, groups, start, first, stop, channels, cols, row_stride, tap_stride, col_blocks,
             row_bytes, blocks, size, units, chain,

@@ -102,7 +102,7 @@ def self_test(family: str, device: torch.device) -> str | None:
     return None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens", "per_split", "blocks", "size", "units", "chain"))
 def _linear(codes_ptr, lookup_ptr, zero_ptr,
             x_ptr,        # [tokens, channels]
             y_ptr,        # [tokens, out_features], or float32 [splits, tokens, out_features]

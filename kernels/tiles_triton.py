@@ -102,7 +102,7 @@ def _additive(codes_ptr,  # uint8 [out_features, octets, BITS]
               GROUP: tl.constexpr, BOOKS: tl.constexpr, ONE_BLOCK: tl.constexpr, BY_CHANNEL: tl.constexpr,
               ROWS: tl.constexpr, COLS: tl.constexpr):
     """Sums of BOOKS entries, int32 [ROWS, COLS]. Whole entries are loaded where a tile's columns are whole groups."""
-    WHOLE: tl.constexpr = (GROUP & (GROUP - 1) == 0) and not BY_CHANNEL
+    WHOLE: tl.constexpr = (GROUP & (GROUP - 1) == 0) and GROUP <= COLS and not BY_CHANNEL
     WIDTH: tl.constexpr = BOOKS * BITS
     r = tl.arange(0, ROWS)
     if WHOLE:

@@ -105,12 +105,13 @@ def compile_for(call, target: str):
     signature, constants, attributes = {}, dict(call.constants), {}
     for index, name in enumerate(call.kernel.arg_names):
         value = call.arguments.get(name)
-        if name in constants or (type(value) is int and value == 1):
+        special = not call.kernel.params[index].do_not_specialize
+        if name in constants or (type(value) is int and value == 1 and special):
             signature[name], constants[name] = "constexpr", constants.get(name, value)
             continue
         signature[name] = (f"*{DTYPES[str(value.dtype).removeprefix('torch.')]}" if hasattr(value, "data_ptr") else
                            "fp32" if isinstance(value, float) else "i32")
-        if hasattr(value, "data_ptr") or (isinstance(value, int) and value % 16 == 0):
+        if hasattr(value, "data_ptr") or (isinstance(value, int) and value % 16 == 0 and special):
             attributes[(index,)] = [["tt.divisibility", 16]]
     gpu = (GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else
            GPUTarget("hip", target, 64 if target.startswith("gfx9") else 32))

@@ -165,13 +165,14 @@ def _hostile(make):
         (changed(trellis, step_bits=0), "step_bits must lie"),
         (changed(trellis, out_features=1000), "codes must be torch.int32"),
         (changed(trellis, codes=trellis.codes.long()), "codes must be torch.int32"),
+        (changed(trellis, codes=trellis.codes.repeat(1, 1, 2)[:, :, ::2]), "codes must be contiguous, got strides"),
     ]
 
 
-@pytest.mark.parametrize("index", range(32))
+@pytest.mark.parametrize("index", range(33))
 def test_hostile_parts_are_refused_in_words(make, index):
     cases = _hostile(make)
-    assert len(cases) == 32
+    assert len(cases) == 33
     part, words = cases[index]
     with pytest.raises(ValueError, match=words):
         decode_part(part)

@@ -68,7 +68,7 @@ def main() -> None:
     check(make.lut(5, 32, 2, 3, rotation=16, col=True))
     check(make.lut(70, 128, 1, 4, uniform=True, rotation=128, group=24))
     for bits, group, books, blocks in ((8, 8, 3, 1), (6, 2, 1, 5), (3, 5, 2, 2), (11, 4, 2, 1), (16, 3, 1, 1),
-                                       (12, 64, 3, 1)):
+                                       (12, 64, 3, 1), (4, 512, 1, 1)):
         check(make.additive(4, 37, 1, bits, group, books, blocks=blocks, scale_group=9 if books == 2 else 0))
     check(make.additive(4, 37, 1, 6, 4, 2, codebook_size=40))
     check(make.additive(4, 32, 1, 8, 8, 2, rotation=32))
