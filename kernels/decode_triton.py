@@ -74,7 +74,7 @@ def launch(part: Part, start: int, stop: int, out: torch.Tensor, scaled: bool = 
     arguments["table_ptr"] = part.codes     # read where calls are merged
     constants |= {**flags, "SPLIT": split, "GROUPED": False, "ROWS": rows, "COLS": cols, "TILES": walk}
     grid = (triton.cdiv(stop - first, rows * walk) * col_blocks,)
-    return Launch(_decode, grid, arguments, constants, size.warps)
+    return Launch(_decode, grid, arguments, constants, size.warps * max(1, rows * cols // 4096))
 
 
 def family_arguments(part: Part) -> tuple[dict, dict]:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from . import dispatch
 from .checks import check_part
+from .dispatch import Backend, Requirements
 from .parts import Part
 
 # Above this many rows of x a weight would be decoded too often: once to scratch, then a library's matmul, is faster.
@@ -15,7 +16,7 @@ MAX_TOKENS = 256
 MAX_BLOCK = 1024          # of a rotation done on x, as a product with a float32 matrix of 4 MB
 
 # The fused kernel needs tensor cores for float16 and bfloat16 (sm_80; every AMD card that Triton serves).
-FUSED = dispatch.Backend("triton", "linear_triton", dispatch.Requirements(
+FUSED = Backend("triton", "linear_triton", Requirements(
     devices=("cuda",), dtypes=(torch.float16, torch.bfloat16), package="triton", version=(3, 3), widest=2**24,
     capability=(8, 0), self_test=True))
 

@@ -70,11 +70,12 @@ def launch(x: torch.Tensor, of_token: torch.Tensor | None, part: Part, bias: tor
     arguments |= {"x_ptr": x, "y_ptr": y if partial is None else partial, "tokens": tokens, "stop": part.out_features,
                   "bias_ptr": x if bias is None else bias, "token_ptr": x if of_token is None else of_token,
                   "scale_ptr": x if scales.row is None else scales.row, "gain": scales.gain * 2.0**exponent,
-                  "inside": 2.0**-exponent, "per_split": triton.cdiv(steps, splits) * size.linear_cols}
+                  "inside": 2.0**-exponent, "per_split": triton.cdiv(steps, splits)}
     constants |= {"ROW": scales.row is not None, "TOKEN": of_token is not None,
                   "BIAS": bias is not None and partial is None, "EXACT": exponent == 0, "ROWS": rows,
                   "COLS": size.linear_cols, "TOKENS": block}
-    return Launch(_linear, (*grid, splits), arguments, constants, size.linear_warps), partial
+    warps = size.linear_warps * max(1, block // 64)      # 128 tokens spill in four warps
+    return Launch(_linear, (*grid, splits), arguments, constants, warps), partial
 
 
 def _exponent(part: Part) -> int:
@@ -118,7 +119,8 @@ def _linear(codes_ptr, lookup_ptr, zero_ptr,
     split = tl.program_id(2)
     x_row = x_ptr + m.to(tl.int64)[:, None] * cols
     sums = tl.zeros([TOKENS, ROWS], dtype=tl.float32)
-    for col in tl.range(split * per_split, tl.minimum((split + 1) * per_split, cols), COLS, num_stages=1):
+    for step in tl.range(split * per_split, tl.minimum((split + 1) * per_split, tl.cdiv(cols, COLS)), num_stages=1):
+        col = step * COLS
         c = col + tl.arange(0, COLS)
         v = integers(codes_ptr, lookup_ptr, zero_ptr, row, col, stop, channels, cols, 1, 1, row_bytes, blocks, size,
                      units, chain, FAMILY, BITS, WORDS, ZEROS, GROUP, BOOKS, ONE_BLOCK, BY_CHANNEL, WINDOW, VECTOR,

@@ -71,6 +71,8 @@ def main() -> None:
                                        (12, 64, 3, 1), (4, 512, 1, 1)):
         check(make.additive(4, 37, 1, bits, group, books, blocks=blocks, scale_group=9 if books == 2 else 0))
     check(make.additive(4, 37, 1, 6, 4, 2, codebook_size=40))
+    short = make.additive(4, 37, 1, 6, 4, 2)                     # codes beyond their book, and books after it in memory
+    check(dataclasses.replace(short, codebooks=short.codebooks[:, :, :40].contiguous()))
     check(make.additive(4, 32, 1, 8, 8, 2, rotation=32))
     check(make.additive(4, 256, 1, 8, 8, 1, rotation=256))  # a block too large for the kernel's matrix
     check(make.additive(4, 37, 9, 8, 9, 2, order=1, col=True))  # more columns than one program
