@@ -123,16 +123,17 @@ def decode_group(parts: Sequence[Part], outs: Sequence[torch.Tensor], backend: s
 
     Where one backend takes them all and can, parts of one shape and spec are one launch.
     """
-    chosen = {choose(part, out.dtype, backend).module for part, out in zip(parts, outs, strict=True)}
-    grouped = getattr(_module(*chosen), "decode_group", None) if len(chosen) == 1 else None
-    if grouped is None:
-        for part, out in zip(parts, outs):
-            decode_part(part, dtype=out.dtype, backend=backend, out=out)
-        return
-    for part, out in zip(parts, outs):
+    for part, out in zip(parts, outs, strict=True):
         check_part(part)
         _check_dtype(part, out.dtype)
-    grouped(parts, [_maps(out, part, part.out_features, out.dtype) for part, out in zip(parts, outs)])
+    maps = [_maps(out, part, part.out_features, out.dtype) for part, out in zip(parts, outs)]
+    chosen = [_module(choose(part, out.dtype, backend).module) for part, out in zip(parts, outs)]
+    grouped = getattr(chosen[0], "decode_group", None) if len(set(chosen)) == 1 else None
+    if grouped is not None:
+        grouped(parts, maps)
+        return
+    for module, part, here in zip(chosen, parts, maps):
+        module.decode(part, 0, part.out_features, here)
 
 
 def _check_dtype(part: Part, dtype: torch.dtype) -> None:

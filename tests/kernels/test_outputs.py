@@ -103,6 +103,22 @@ def test_parts_of_a_group_are_written_each_to_its_place(make):
         assert torch.equal(out, decode_part(part, dtype=torch.float16))
     with pytest.raises(ValueError):
         decode_group(parts, outs[:2])
+    with pytest.raises(TypeError, match="got dict"):
+        decode_group([{}], outs[:1])
+    decode_group([], [])
+
+
+def test_a_backend_that_takes_groups_gets_one(make, monkeypatch):
+    class Module:
+        @staticmethod
+        def decode_group(parts, maps):
+            for here in maps:
+                here.fill_(len(parts))
+
+    monkeypatch.setattr(dispatch, "_module", lambda name: Module)
+    outs = [torch.empty(70, 32) for _ in range(3)]
+    decode_group([make.trellis(70, 32) for _ in outs], outs)
+    assert all((out == 3).all() for out in outs)
 
 
 def test_out_of_memory_says_what_was_wanted(make, monkeypatch):
