@@ -45,19 +45,20 @@ class Course:
 
 
 class Loop:
-    """One fine-tune. state: its file; tell: called with sentences."""
+    """One fine-tune. state: its file; tell: called with sentences; looked: with the course whenever it was judged."""
 
     def __init__(self, student: Student, lessons: Lessons, tuning: Tuning, guidance: float, progress: Progress,
-                 state: Path, tell: Callable[[str], None] = lambda _: None):
+                 state: Path, tell: Callable[[str], None] = lambda _: None,
+                 looked: Callable[[Course], None] = lambda _: None):
         self.student, self.lessons, self.tuning, self.progress = student, lessons, tuning, progress
-        self.path, self.tell, self.guidance = state, tell, guidance
+        self.path, self.tell, self.looked, self.guidance = state, tell, looked, guidance
         rates = {kind: rate * tuning.rate for kind, rate in RATES.items()}
         self.optimizer = torch.optim.AdamW(student.groups(rates), betas=(0.9, 0.95), weight_decay=0.0)
         self.held_out = spread(lessons.held_out, tuning.held_out_calls)
         self.course, self.best = Course(steps=tuning.steps), student.values()
         self.power = lessons.power()
         self.flipper = Flipper(student, tuning.flips) if tuning.flips else None
-        self._saved, self._cost, self._whole = time.monotonic(), 0.0, True
+        self._saved, self._cost, self._shown, self._whole = time.monotonic(), 0.0, 0.0, True
         self._load()
 
     def run(self) -> Course:
@@ -90,6 +91,7 @@ class Loop:
             self.course.weights = relative_weights(losses, levels).tolist()
         self.course.start = self.course.best = self._mean(losses, levels)
         self.course.history.append((0, self.course.start))
+        self._show()
 
     def _work(self) -> None:
         course, tuning = self.course, self.tuning
@@ -150,7 +152,7 @@ class Loop:
         """As many steps as fit, the looks at held-out pictures counted."""
         course, tuning = self.course, self.tuning
         look = sum(times) / len(times) / tuning.batch / 3 * len(self.held_out)    # no backward pass: a third
-        left = 60 * tuning.minutes - course.seconds - tuning.checks * look
+        left = 60 * tuning.minutes - course.seconds - tuning.checks * (look + self._shown)
         course.steps = course.step + max(1, int(left / (sum(times) / len(times))))
         self.progress.start("tuning", course.steps)
         self.progress.advance(course.step)
@@ -224,6 +226,12 @@ class Loop:
         elif not value < DIVERGED * course.start:
             course.stopped = (f"the held-out error was {value / course.start:.1f} times the error at the start at step "
                               f"{course.step}, so tuning ended there: a lower --rate may help")
+        self._show()
+
+    def _show(self) -> None:
+        started = time.monotonic()
+        self.looked(self.course)
+        self._shown = time.monotonic() - started
 
     def _save_sometimes(self) -> None:
         if time.monotonic() - self._saved >= max(SAVE_SECONDS, SAVE_COST * self._cost):
