@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .arch import UNET_PREFIX
 from .arch import layers as arch_layers
 from .effort_speed import Speed, measure, together
 from .errors import PlanError
@@ -31,7 +32,7 @@ class Given:
     calibration: bool = False              # a finished one
     fixed: bool = False                    # a plan, or options of the codes that a plan would not keep
     sequential: bool = False               # code block by block
-    unet: bool = True                      # among the parts
+    tunable: bool = True                   # the UNet is among the parts, and the source has all that draws
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def fit(minutes: float, given: Given, speed: Speed) -> Actions:
 def possible(actions: Actions, given: Given) -> Actions:
     """Without what cannot be done with what is given, or has been done."""
     pictures = 0 if given.calibration else min(actions.pictures, given.prompts)
-    lessons = min(actions.lessons, given.prompts) if given.unet else 0
+    lessons = min(actions.lessons, given.prompts) if given.tunable else 0
     return Actions(pictures, actions.plan and given.method in PLANNED and not given.fixed,
                    actions.search if given.method in SEARCHED else "normal", bool(pictures) or given.calibration,
                    lessons, actions.steps if lessons else 0)
@@ -161,7 +162,7 @@ def _remark(effort: str, actions: Actions, given: Given) -> str:
         return ""
     if not actions.feedback:
         return "; --prompts or --calibration would let it use more"
-    return "; --prompts would let it tune" if effort != "balanced" and given.unet else ""
+    return "; --prompts would let it tune" if effort != "balanced" else ""
 
 
 def quantize_with_effort(source: str | Path, output=None, *, effort: str | float, bits: float = 3.0,
@@ -183,14 +184,14 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
 
     started, progress, tell = time.monotonic(), progress or Progress(), tell or (lambda _: None)
     options = {name: value for name, value in options.items() if value is not None}
-    texts = _prompts(source, prompts)
+    texts, whole = _prompts(source, prompts)
     given = Given(method, len(texts), calibration is not None, bool(plan or skip or options), sequential,
-                  "unet" in parts)
+                  whole and "unet" in parts)
     common = {"device": device, "progress": progress}
     if isinstance(effort, str):
         actions, expected = choose(effort, given), None
     else:
-        drawn = bool(texts) and (given.unet or not given.calibration)
+        drawn = bool(texts) and (given.tunable or calibration is None)
         speed = measure(source, make_spec(method, bits, **options), drawn, preset, configs, device)
         actions = fit(effort, given, speed)
         expected = seconds(actions, given, speed)
@@ -210,15 +211,15 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
     return result if result.already_there else replace(result, seconds=time.monotonic() - started)
 
 
-def _prompts(source, prompts) -> tuple[str, ...]:
-    """Those that the highest level would draw."""
+def _prompts(source, prompts) -> tuple[tuple[str, ...], bool]:
+    """Those that the highest level would draw, and whether the source has text encoders and a VAE to draw them with."""
     if prompts is None:
-        return ()
+        return (), False
     from .calibration.run import read_given
     from .compare.models import built_in_prompts, open_checkpoint
 
-    most = max(actions.pictures for actions in AT.values())
-    return read_given(prompts, most, built_in_prompts(open_checkpoint(source, "A"))).texts
+    most, checkpoint = max(actions.pictures for actions in AT.values()), open_checkpoint(source, "A")
+    return read_given(prompts, most, built_in_prompts(checkpoint)).texts, not checkpoint.lacks
 
 
 def _calibrate(source, output, prompts, pictures: int, preset: str, configs, tell, common: dict) -> Path:
@@ -259,14 +260,16 @@ def uniform_bits(source, spec: Spec, parts: tuple[str, ...] = PARTS) -> float:
 
 
 def _tuned(result, source, texts: Sequence[str], actions: Actions, seed: int, run: str, tell, common: dict):
-    """The result with its file replaced by the tuned one; as it is where it was tuned before or nothing is gained."""
+    """The result with its file replaced by the tuned one; as it is where it is tuned already, the UNet is not coded or
+    nothing is gained.
+    """
     from .compare.prompts import spread
     from .inspection import read_result
     from .quantize import LayerResult, best_device
     from .tuning.run import NothingGained, state_folder, tune
     from .tuning.settings import Tuning
 
-    if read_result(result.path)["tuning"]:
+    if read_result(result.path)["tuning"] or not any(layer.name.startswith(UNET_PREFIX) for layer in result.layers):
         return result
     at_once = together(common["device"] or best_device())
     tuning = Tuning(actions.steps if actions.minutes is None else None, actions.minutes, together=at_once, seed=seed)

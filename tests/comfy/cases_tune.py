@@ -96,7 +96,7 @@ def folder():
 
 def drawn_by(name: str) -> torch.Tensor:
     """Two steps with the loader's model -> latents"""
-    model = loading.load_checkpoint(files.vq_path(name))[0]
+    model = loading.load_diffusion_model(files.vq_path(name))
     empty = [[torch.ones([1, 77, 2048]), {"pooled_output": torch.zeros([1, 1280])}]]
     latent = torch.zeros([1, 4, 8, 8])
     noise = comfy.sample.prepare_noise(latent, 1)

@@ -56,7 +56,7 @@ TUNED = {"lessons": 96, "steps": 300}
     ("best", CAL, Actions(plan=True, feedback=True)),
     ("best", Given(prompts=500, calibration=True), Actions(plan=True, feedback=True, **TUNED)),
     ("best", Given(prompts=12), Actions(12, True, feedback=True, lessons=12, steps=300)),
-    ("best", Given(prompts=12, unet=False), Actions(12, True, feedback=True)),
+    ("best", Given(prompts=12, tunable=False), Actions(12, True, feedback=True)),
     ("fast", Given("additive"), Actions(search="fast")),
     ("balanced", Given("additive", prompts=500), Actions(32, feedback=True)),
     ("best", Given("additive", prompts=500), Actions(128, search="best", feedback=True, **TUNED)),
