@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
 
 from cases_calibrate import PROMPTS, SHOWN, graph, node, refused  # starts ComfyUI
@@ -148,18 +149,17 @@ def case_node() -> dict:
 
 
 def again() -> list:
-    """The same run once more, and for one step more."""
+    """The same run once more."""
     DRAWN.clear()
     name, text, picture, _ = tuned()
-    other = tuned(tuning_steps=5)[0]
-    return [name, text.splitlines()[1], list(picture.shape), len(DRAWN), other]
+    return [name, text.splitlines()[1], list(picture.shape), len(DRAWN)]
 
 
 def stopped() -> dict:
-    """Stopped while recording and while learning; then to the end, and finished where it was stopped."""
+    """Stopped while recording and while learning; then finished where it was stopped, and to the end."""
     found = {}
     clean = files.vq_path("coarse-tuned.safetensors").read_bytes()
-    for stage, count in (("recording the teacher", 2), ("tuning", 4)):
+    for stage, count in (("recording the teacher", 3), ("tuning", 2)):
         with stop_in(stage, count):
             DRAWN.clear()
             SHOWN.clear()
@@ -171,14 +171,13 @@ def stopped() -> dict:
             found[stage] = [type(end).__name__, len(DRAWN), left(), tune.STOPPED in SHOWN,
                             sorted(path.suffix for path in (folder() / "sub" / "stopped.tuning").rglob("*.npz")
                                    if path.parent.name == "stopped.tuning")]
+    shutil.copytree(folder() / "sub" / "stopped.tuning", folder() / "finished.tuning")
+    name, *_ = tuned(name="finished", finish=True)
+    found["finished"] = [name, history(name)["of"], kinds(CODED, name)["codes"][1]]
     DRAWN.clear()
     name, text, *_ = tuned(name="sub/stopped")
     found["resumed"] = [name, "Going on after step" in text, len(DRAWN), files.vq_path(name).read_bytes() == clean,
                         sorted(path.name for path in (folder() / "sub").iterdir())]
-    with stop_in("tuning", 4):
-        refused(tuned, name="finished")
-    name, *_ = tuned(name="finished", finish=True)
-    found["finished"] = [name, history(name)["of"], kinds(CODED, name)["codes"][1]]
     return found
 
 

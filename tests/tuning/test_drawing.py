@@ -30,7 +30,6 @@ def test_the_original_draws_what_its_pipeline_draws(lessons, student, testbed):
     picture = lessons.pictures[drawing.picture]
     assert picture.held_out
     wanted = trajectory.sample(pipe, [picture.prompt], [picture.seed], 3, GUIDANCE, (64, 64), decode=False).images
-    assert wanted.shape == (1, 4, 8, 8)
     assert apart(drawing.by_teacher(), wanted) < 1e-4
     assert apart(drawing.by(pipe.unet, Progress()), wanted) < 1e-3
     unguided = Drawing.of(lessons, student, testbed, 1.0)

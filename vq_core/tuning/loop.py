@@ -98,6 +98,7 @@ class Loop:
         self.progress.start("tuning", course.steps or 1)
         self.progress.advance(course.step)
         times: list[float] = []
+        self._judge_if_due()               # a run that was stopped before it came to that
         if self.flipper is not None:
             self.flipper.gather(self._turn())
         while not course.stopped and (course.steps is None or course.step < course.steps):
@@ -113,9 +114,7 @@ class Loop:
             flipped = self.flipper is not None and course.step % tuning.flip_every == 0
             if flipped:
                 self._flip()
-            last = course.step == course.steps or self._late()
-            if course.steps is not None and (last or course.step % max(1, course.steps // tuning.checks) == 0):
-                self._judge()
+            self._judge_if_due()
             if self._late():
                 break
             if flipped or self.flipper is None:
@@ -215,6 +214,13 @@ class Loop:
 
     def _mean(self, losses: torch.Tensor, levels: torch.Tensor) -> float:
         return float((losses.double() * self.loss().of_levels(levels)).mean())
+
+    def _judge_if_due(self) -> None:
+        course = self.course
+        if course.steps is None or course.history[-1][0] == course.step:
+            return
+        if course.step == course.steps or self._late() or course.step % max(1, course.steps // self.tuning.checks) == 0:
+            self._judge()
 
     def _judge(self) -> None:
         """Look at the held-out pictures; keep the best, stop where it gets much worse."""
