@@ -191,11 +191,14 @@ def _drawing(preset: str, given: dict, model) -> dict:
 
 def _showing(shown: host.NodeProgress, preview, looks: list):
     """Shows the curve, and what the student draws where the host makes previews; the last look is kept in `looks`."""
+    import torch
+
     from .tune_picture import draw
 
     def show(look) -> None:
         looks[:] = [look]
-        pictures = {} if preview is None else {name: preview(latents)[1] for name, latents in look.pictures.items()}
+        with torch.inference_mode():       # previewers are the host's
+            pictures = {} if preview is None else {name: preview(latents)[1] for name, latents in look.pictures.items()}
         shown.preview(("JPEG", draw(look.history, look.steps, pictures), 1024))
 
     return show

@@ -5,6 +5,7 @@ teacher's last answer is its picture.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,3 +83,21 @@ class Drawing:
         state = sample * size
         clean = state - sigma * answer if self.prediction == "eps" else (sample - sigma * answer) / size
         return clean + (state - clean) * (after / sigma)
+
+
+class Looking:
+    """Shows a course and what the student draws. No closure, as in teacher.py: a stopped run must let go of it all."""
+
+    def __init__(self, student, drawing: Drawing | None, show: Callable[[Look], None], progress: Progress):
+        self.student, self.drawing, self.show, self.progress = student, drawing, show, progress
+        self.teacher = None if drawing is None else drawing.by_teacher()
+        self.before = self._drawn()
+
+    def __call__(self, course) -> None:
+        """With the student as a file would hold it."""
+        with self.student.as_stored():
+            now = self._drawn() if course.step else self.before
+        self.show(Look(tuple(course.history), course.steps, self.teacher, self.before, now))
+
+    def _drawn(self) -> torch.Tensor | None:
+        return None if self.drawing is None else self.drawing.by(self.student.unet, self.progress)

@@ -27,7 +27,7 @@ from ..progress import Progress
 from ..publish import os_error
 from ..version import __version__
 from .branch import add_branches
-from .drawing import Drawing, Look
+from .drawing import Drawing, Look, Looking
 from .export import target, write
 from .lessons import Lessons
 from .loop import Course, Loop
@@ -233,17 +233,8 @@ class _Job:
         return lessons
 
     def _looking(self, student: Student, lessons: Lessons, show: Callable[[Look], None]) -> Callable[[Course], None]:
-        """-> what shows a course and what the student, as it is now, draws of one held-out prompt"""
         drawing = Drawing.of(lessons, self.file, self.teacher.configs, self.settings.guidance)
-        if drawing is None:
-            return lambda course: show(Look(tuple(course.history), course.steps))
-        teacher, before = drawing.by_teacher(), drawing.by(student.unet, self.progress)
-
-        def looked(course: Course) -> None:
-            with student.as_stored():
-                now = drawing.by(student.unet, self.progress) if course.step else before
-            show(Look(tuple(course.history), course.steps, teacher, before, now))
-        return looked
+        return Looking(student, drawing, show, self.progress)
 
     def _add_branches(self, student: Student) -> None:
         rank = self.tuning.trained.rank

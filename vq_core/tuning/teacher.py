@@ -5,6 +5,7 @@ The ComfyUI node does (nodes/teacher.py): run.tune() records, learns and writes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,15 +69,17 @@ class CheckpointTeacher:
         keep what the teacher says at every step.
         """
         pipe = self._models.pipeline(self._checkpoint)
-        teacher = pipe.unet
-
-        def drawn(picture: Picture) -> tuple[Calls, list[torch.Tensor]]:
-            by_student = trajectory == "student" or (trajectory == "mixed" and picture.index % 2 == 1)
-            pipe.unet = student_unet if by_student else teacher
-            calls = draw(pipe, picture, settings, progress)
-            return calls, [calls.ask(teacher, call) for call in range(len(calls.steps))]
-
+        drawn = partial(_drawn, pipe, pipe.unet, student_unet, trajectory, settings, progress)
         lessons.record(drawn, progress)
+
+
+def _drawn(pipe, teacher, student_unet, trajectory: str, settings: Settings, progress: Progress, picture: Picture
+           ) -> tuple[Calls, list[torch.Tensor]]:
+    """One picture. No closure: the frames of an exception would keep what it closes over, however they are cleared."""
+    by_student = trajectory == "student" or (trajectory == "mixed" and picture.index % 2 == 1)
+    pipe.unet = student_unet if by_student else teacher
+    calls = draw(pipe, picture, settings, progress)
+    return calls, [calls.ask(teacher, call) for call in range(len(calls.steps))]
 
 
 def check_together(student: Checkpoint, teacher) -> None:
