@@ -1,13 +1,14 @@
 """Quality over time on the testbed: what each effort of `quantize` takes, and what it brings to pictures.
 
-    python benchmarks/effort.py [--bits 2,3] [--rows fast,planned,balanced,sequential,best] [--judged 32]
+    python benchmarks/effort.py [--bits 2,3] [--rows fast,planned,balanced,sequential,untuned,best] [--judged 32]
                                 [--folder out/effort] [--out benchmarks/results] [--plot docs/images]
 
 fast        --effort fast: without data
 planned     --effort balanced without prompts: rates by a rule of thumb
 balanced    --effort balanced: calibrated with 32 captions, preset base (25 steps, guidance 5)
 sequential  the same with --sequential: block by block
-best        --effort best: calibrated with 128 captions
+best        --effort best: calibrated with 128 captions, tuned for 300 steps with what the original says in 96 of them
+untuned     the same as it was coded, before it was tuned
 
 Captions of scenes the testbed was not trained on; others, 12 steps with guidance 3, are drawn to judge: prediction SNR
 along the teacher's way and latent PSNR at its end, medians in dB with 95 % intervals, and what a row has more than
@@ -30,11 +31,12 @@ from tempfile import TemporaryDirectory
 import torch
 from alias import RESULTS, ROOT, load_vqpack, machine
 from calibrated_students import SCENES
-from quality_students import TESTBED, layers
+from quality_students import TESTBED
 from testbed_bench import CAPTURE_CODE, CODE, Way, digest, judged, scene_captions
 
 load_vqpack()
 from vqpack.vq_core import metrics  # noqa: E402
+from vqpack.vq_core.arch import UNET_PREFIX  # noqa: E402
 from vqpack.vq_core.calibration.run import calibrate  # noqa: E402
 from vqpack.vq_core.container import Reader  # noqa: E402
 from vqpack.vq_core.decompress import decode_tensor  # noqa: E402
@@ -42,7 +44,9 @@ from vqpack.vq_core.effort import AT, quantize_with_effort  # noqa: E402
 from vqpack.vq_core.progress import Progress  # noqa: E402
 
 ROWS = {"fast": ("fast", False), "planned": ("balanced", False), "balanced": ("balanced", True),
-        "sequential": ("balanced", True), "best": ("best", True)}       # name -> (level, whether it is calibrated)
+        "sequential": ("balanced", True), "untuned": ("best", True), "best": ("best", True)}
+# name -> (level, whether it is calibrated)
+DRAWN = ("sequential", "best")             # rows that draw the prompts again
 METRICS = {"noise_snr": "prediction SNR, dB", "latent_psnr": "latent PSNR, dB"}
 COLORS = {2.0: "#1d4ed8", 3.0: "#c1121f"}
 
@@ -94,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
 def row(folder: Path, name: str, bits: float) -> dict:
     """One file made as `quantize --effort` makes it, with the time it took; kept."""
     level, drawn = ROWS[name]
-    stem = f"{name}-{bits:g}-{digest(CODE, asdict(AT[level]))}"
+    code = (*CODE, "vq_core/tuning") if name == "best" else CODE
+    stem = f"{name}-{bits:g}-{digest(code, asdict(AT[level]))}"
     kept = folder / f"{stem}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
@@ -103,7 +108,7 @@ def row(folder: Path, name: str, bits: float) -> dict:
     with TemporaryDirectory(dir=folder) as own:            # a stopped row begins again, or its time would be too short
         result = quantize_with_effort(
             TESTBED, Path(own) / stem, effort=level, bits=bits, calibration=made["file"] and folder / made["file"],
-            prompts=prompts_of(level) if name == "sequential" else None, sequential=name == "sequential",
+            prompts=prompts_of(level) if name in DRAWN else None, sequential=name == "sequential",
             parts=("unet",), text_encoder_bits=16, device="cpu", progress=stages, tell=said.append)
         os.replace(result.path, folder / result.path.name)
     stages.stop()
@@ -136,9 +141,9 @@ def calibration_of(folder: Path, level: str) -> dict:
 
 
 def decoded(path: Path) -> dict[str, torch.Tensor]:
-    """LDM key -> float32 weight of the coded layers."""
+    """LDM key -> float32 weight of everything in the UNet: tuning changes dense tensors, too."""
     with Reader(path, mapped=False) as reader:
-        return {layer.key: decode_tensor(reader, layer.key, torch.float32) for layer in layers()[0]}
+        return {key: decode_tensor(reader, key, torch.float32) for key in reader.keys() if key.startswith(UNET_PREFIX)}
 
 
 def with_row(path: Path, made: dict, way: Way) -> list[dict]:

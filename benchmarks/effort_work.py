@@ -18,6 +18,8 @@ load_vqpack()
 from vqpack.vq_core.arch import layers as arch_layers  # noqa: E402
 from vqpack.vq_core.calibration import Calibration  # noqa: E402
 from vqpack.vq_core.calibration import run as calibrating  # noqa: E402
+from vqpack.vq_core.calibration.settings import Picture, preset_settings  # noqa: E402
+from vqpack.vq_core.calibration.teacher import CheckpointTeacher  # noqa: E402
 from vqpack.vq_core.encode import encode_weight  # noqa: E402
 from vqpack.vq_core.encode.feedback import make_feedback  # noqa: E402
 from vqpack.vq_core.gram import Gram  # noqa: E402
@@ -79,6 +81,7 @@ def main() -> None:
             planning(loaded, grams, a_weight, calibration)
     searching(loaded[1:3], grams)
     wide_layer()
+    backward()
 
 
 def coding(loaded, spec, grams, calibrated: bool = False, **options) -> float:
@@ -119,6 +122,18 @@ def wide_layer() -> None:
         lambda: encode_weight(weight, TrellisSpec(3), gram=gram)))
     print(f"FEEDBACK_ELSE = {(calibrated - 2 * factored) / plain:.1f}    # coding {plain:.2f} s, factoring "
           f"{factored:.2f} s, calibrated {calibrated:.2f} s")
+
+
+def backward() -> None:
+    """Print what a call with a backward pass to all weights takes, in calls without gradients."""
+    teacher = CheckpointTeacher(TESTBED, "cpu")
+    teacher.open()
+    settings = preset_settings("base", teacher.size(), steps=STEPS, timesteps=STEPS)
+    calls = teacher.draw(Picture(0, "a red circle", 0, False), settings, Progress())
+    plain = timed(lambda: [calls.ask(teacher.unet, i) for i in range(STEPS)])
+    teacher.unet.requires_grad_(True)
+    both = timed(lambda: [calls.ask(teacher.unet, i, gradients=True).square().mean().backward() for i in range(STEPS)])
+    print(f"BACKWARD = {both / plain:.1f}")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,14 @@ from quality_students import OURS_CODE, TESTBED, layers
 
 load_vqpack()
 from vqpack.vq_core import trajectory  # noqa: E402
+from vqpack.vq_core.arch import UNET_PREFIX, unet_names  # noqa: E402
 from vqpack.vq_core.calibration import Calibration  # noqa: E402
 from vqpack.vq_core.calibration.run import calibrate  # noqa: E402
 from vqpack.vq_core.container import Reader  # noqa: E402
 from vqpack.vq_core.decompress import decode_tensor  # noqa: E402
 from vqpack.vq_core.encode import to_matrix  # noqa: E402
 from vqpack.vq_core.gram import output_error  # noqa: E402
+from vqpack.vq_core.keymap import PrefixTable  # noqa: E402
 from vqpack.vq_core.plan import Plan  # noqa: E402
 from vqpack.vq_core.quantize import QuantizeResult, quantize  # noqa: E402
 from vqpack.vq_core.source import open_source  # noqa: E402
@@ -137,7 +139,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 def judged(folder: Path, name: str, weights: dict[str, torch.Tensor], way: Way, draw: bool = True) -> dict:
     """One value a prompt: prediction SNR on the teacher's way (mean over steps and halves), latent PSNR at its end.
 
-    weights: decoded layers, LDM key -> float32. draw: False leaves latent_psnr out. Kept as JSON.
+    weights: LDM key -> float32; all others stay the teacher's. draw: False leaves latent_psnr out. Kept as JSON.
     """
     kept = folder / f"{name}-{_of_weights(weights)}-{digest(CAPTURE_CODE, asdict(way), draw)}.json"
     if kept.is_file():
@@ -206,9 +208,12 @@ def _with(unet, weights: dict[str, torch.Tensor]):
     """A copy of the teacher's UNet with these weights."""
     made = copy.deepcopy(unet)
     parameters = dict(made.named_parameters())
+    with open_source(TESTBED) as source:
+        keys = [key.removeprefix(UNET_PREFIX) for key in source.keys() if key.startswith(UNET_PREFIX)]
+    names = PrefixTable(unet_names.pairs_from_ldm(keys))
     with torch.no_grad():
-        for layer in layers()[0]:
-            parameters[layer.parameter].copy_(weights[layer.key])
+        for key, weight in weights.items():
+            parameters[names.apply(key.removeprefix(UNET_PREFIX))].copy_(weight)
     return made.eval()
 
 

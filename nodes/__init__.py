@@ -20,8 +20,9 @@ class VQExtension(ComfyExtension):
         from .quantize_model import VQQuantizeModel
         from .report import VQReport
         from .save import VQSaveCheckpoint
+        from .tune import VQTune
 
         files.register_folders()
         kept_files.register_folders()
         return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
-                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan]
+                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune]

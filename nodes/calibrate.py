@@ -90,7 +90,7 @@ class VQCalibrate(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, prompts="", prompt_file=None, name="", **others):
         """Run again when the prompts changed or the result is gone; the host knows when what is linked changed."""
-        return [_file_stamp(prompt_file), files.lost_results(_key(prompts, prompt_file, name, _OPTIONAL | others))]
+        return [prompt_stamp(prompt_file), files.lost_results(_key(prompts, prompt_file, name, _OPTIONAL | others))]
 
     @classmethod
     def execute(cls, model, clip, prompts, prompt_file, preset, count, memory_gb, name="", width=1024, height=1024,
@@ -184,7 +184,8 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def _file_stamp(prompt_file: str | None) -> list:
+def prompt_stamp(prompt_file: str | None) -> list:
+    """What changes when the chosen file of prompts does; [] where none is."""
     from ..vq_core.errors import FormatError
 
     try:

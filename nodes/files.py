@@ -93,6 +93,19 @@ def output_path(source: Path, name: str) -> Path:
     return folder / (last + SUFFIX) if last else folder
 
 
+def tuned_path(vq_file: Path, name: str) -> Path:
+    """Where the file made of a VQ file goes: beside it, "-tuned" at the end, or `name` in its folder of ours.
+
+    As output_path where it lies in one of ComfyUI's own folders, or nothing can be written beside it.
+    """
+    root = root_of(vq_file, (FOLDER, *_STOCK))
+    name = name.strip() or str(vq_file.parent.relative_to(root) / f"{vq_file.stem}-tuned")
+    if root not in _roots((FOLDER,)) or not writable(root):
+        return output_path(vq_file, name)
+    *inside, last = split_name(name, FOLDER)
+    return make_folder(root.joinpath(*inside)) / (last + SUFFIX)
+
+
 def checkpoint_path(vq_file: Path, unet_only: bool, name: str) -> Path:
     """Where the ordinary checkpoint made of a VQ file goes: a folder, or the file `name` in it; it is created.
 

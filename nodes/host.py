@@ -5,6 +5,7 @@ What differs between the versions we work on (0.8.0 to 0.33.0) is settled here, 
 from __future__ import annotations
 
 import contextlib
+import gc
 import html
 import inspect
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 
 import comfy.float
 import comfy.hooks
+import comfy.latent_formats
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
@@ -56,6 +58,7 @@ set_attr_param = comfy.utils.set_attr_param
 string_to_seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
 uncast_bias_weight = comfy.ops.uncast_bias_weight
 BaseOps = comfy.ops.manual_cast
+Interruption = comfy.model_management.InterruptProcessingException
 EnumHookMode = comfy.hooks.EnumHookMode
 SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
 LowVramPatch = comfy.model_patcher.LowVramPatch
@@ -130,6 +133,18 @@ def make_room(nbytes: int, device: torch.device) -> None:
         comfy.model_management.free_memory(nbytes, device)
 
 
+def free_models() -> None:
+    """Unload every model, for work that needs all memory; the host loads them again where they are used."""
+    comfy.model_management.unload_all_models()
+    give_back()
+
+
+def give_back() -> None:
+    """Let the device have what torch keeps for later."""
+    gc.collect()
+    comfy.model_management.soft_empty_cache()
+
+
 def samplers() -> list[str]:
     """Names of the samplers there are, other packs' too."""
     return list(comfy.samplers.KSampler.SAMPLERS)
@@ -182,12 +197,31 @@ def load_model(model, nbytes: float) -> None:
 
 def previewer(model):
     """Maker of the host's previews: f(denoised [1, c, h, w]) -> what a progress bar takes; None where it makes none."""
+    return _previewer(model.load_device, latent_format(model))
+
+
+def sdxl_previewer():
+    """The same for SDXL's latents, where there is no MODEL."""
+    return _previewer(compute_device(), comfy.latent_formats.SDXL())
+
+
+def _previewer(device, kind):
     try:
         import latent_preview
     except ImportError:                    # ComfyUI used as a library
         return None
-    found = latent_preview.get_previewer(model.load_device, latent_format(model))
+    found = latent_preview.get_previewer(device, kind)
     return None if found is None else lambda latents: found.decode_latent_to_preview_image("JPEG", latents)
+
+
+def make_vae(sd: dict):
+    """A VAE of these weights, under the names inside it."""
+    return comfy.sd.VAE(sd=sd)
+
+
+def decode_sdxl(vae, latents: torch.Tensor) -> torch.Tensor:
+    """SDXL's latents as the sampler has them [n, 4, h, w] -> pictures [n, height, width, 3], 0 to 1"""
+    return vae.decode(comfy.latent_formats.SDXL().process_out(latents))
 
 
 def missing(why: str) -> ExecutionBlocker:

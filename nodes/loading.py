@@ -14,7 +14,7 @@ from .ops import VQOps, VQOpsDecoded
 from .patcher import adopt
 from .schema import COMPRESSED, DECODED, DYNAMIC
 
-_UNET = "model.diffusion_model."
+_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 # They stand beside the UNet and say how it predicts; the host drops them where it takes a UNet out of a checkpoint.
 _MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _ALL = {"output_model": True, "output_clip": True, "output_vae": True}
@@ -44,6 +44,13 @@ def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED):
         raise UnsupportedError(f"'{Path(path).name}' holds no diffusion model that this ComfyUI recognizes")
     _remember(adopt(model), _reload_diffusion_model, path, memory_mode)
     return model
+
+
+def load_vae(path: str | Path):
+    """The VAE of a VQ file; None where it holds none."""
+    with Reader(path, mapped=False) as reader:
+        sd = {key.removeprefix(_VAE): reader.tensor(key) for key in reader.keys() if key.startswith(_VAE)}
+    return host.make_vae(sd) if sd else None
 
 
 def read_state_dict(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

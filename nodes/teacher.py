@@ -1,4 +1,4 @@
-"""MODEL and CLIP of a graph as what vq_core.calibration draws: the host's sampler, its text encoders, its memory."""
+"""MODEL and CLIP of a graph as what vq_core calibrates and learns from: the host's sampler, text encoders, memory."""
 from __future__ import annotations
 
 import uuid
@@ -18,12 +18,15 @@ from ..vq_core.calibration.teacher import refuse_picture_models
 from ..vq_core.compare.prompts import SDXL_PROMPTS
 from ..vq_core.errors import UnsupportedError
 from ..vq_core.progress import Progress
+from ..vq_core.source_reader import SourceReader
+from ..vq_core.tuning.lessons import Lessons
 from . import host
 from .live import left_out, live
 from .network import HostSensitivities, Network, Recorder
 
 SIDE = 1024                                # pixels, SDXL's own
 _PROBE = 64                                # pixels of the picture that shows which layers share an input
+_SIZES = 6 * 256                           # of the vector that SDXL's UNet gets beside the text
 _PROMPTS = 64                              # texts encoded at a time: encoders and UNet take turns in memory
 # Bytes of a backward pass for one half of a 1024 x 1024 picture: the inputs of all layers in 16 bits, 2.9 GB by their
 # shapes, and as much again for attention and norms, taken twice for safety. Not measured on a GPU.
@@ -34,14 +37,15 @@ _salts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 class LiveTeacher:
     """What vq_core.calibration.teacher.CheckpointTeacher is, for a model in memory. preview(denoised): shows it."""
 
-    built_in = SDXL_PROMPTS
+    built_in, job = SDXL_PROMPTS, "calibrate"
 
     def __init__(self, model, clip, folder: Path, preview: Callable[[torch.Tensor], None] | None = None):
-        _check(model, clip)
+        _check(model, clip, self.job)
         graph = live(model, clip)
         self.name, self._model, self._clip, self._preview = graph.name, model, clip, preview
         self._source = graph.source(model, folder)
         self.architecture = self._source.details
+        self.shapes = {key: tuple(self._source.shape(key)) for key in self._source.keys()}
         self.samplers, self.schedulers = host.samplers(), host.schedulers()
         self.device, self.salt = str(model.load_device), _salt(model, clip)
         self.unet = Network(model)
@@ -59,9 +63,8 @@ class LiveTeacher:
 
     def layers(self) -> list[CodedLayer]:
         """The coded layers in forward order, by the host's paths, which are a checkpoint's."""
-        shapes = {key: tuple(self._source.shape(key)) for key in self._source.keys()}
         return [replace(layer, module=layer.key[len(UNET_PREFIX):].removesuffix(".weight"))
-                for layer in coded_layers(shapes)]
+                for layer in coded_layers(self.shapes)]
 
     def identity(self, progress: Progress) -> dict:
         """By content, LoRA and merges included."""
@@ -134,14 +137,54 @@ class LiveTeacher:
         return self._texts[prompt]
 
 
-def _check(model, clip) -> None:
+class TuningTeacher(LiveTeacher):
+    """What vq_core.tuning.teacher.CheckpointTeacher is, for a model in memory."""
+
+    job, configs = "tune", None
+
+    def identity(self, progress: Progress) -> list:
+        """By content, LoRA and merges included, and by what else decides what it draws."""
+        return [super().identity(progress), self.salt]
+
+    def weights(self) -> SourceReader:
+        """Its weights, one at a time."""
+        return SourceReader(self._source)
+
+    def check(self, trajectory: str) -> None:
+        """UnsupportedError for pictures that the student is to draw: the host's sampler cannot ask it."""
+        if trajectory != "teacher":
+            raise UnsupportedError(f"a linked model draws with ComfyUI's sampler, which cannot draw with the student: "
+                                   f"choose trajectory 'teacher' instead of '{trajectory}', or a checkpoint file")
+
+    def record(self, lessons: Lessons, student_unet, trajectory: str, settings: Settings, progress: Progress) -> None:
+        """Draw the pictures that are missing and keep what the model says at every step; it is unloaded then."""
+        self.prepare(lessons.missing(), settings)
+        lessons.record(lambda picture: self._asked(picture, settings, progress), progress)
+        self.close()
+        host.free_models()
+
+    def _asked(self, picture: Picture, settings: Settings, progress: Progress) -> tuple[Calls, list[torch.Tensor]]:
+        with torch.inference_mode():       # as the host loaded the model
+            calls = self.draw(picture, settings, progress)
+            return as_diffusers(calls, settings.size), [calls.ask(self.unet, i) for i in range(len(calls.steps))]
+
+
+def as_diffusers(calls: Calls, size: tuple[int, int]) -> Calls:
+    """The host's calls by the names of diffusers' UNet: its vector is the pooled text and six embedded sizes."""
+    vector = calls.fixed["added.y"]                                    # [halves, pooled + 6 * 256]
+    sizes = torch.tensor([*size, 0.0, 0.0, *size]).expand(len(vector), 6)
+    return replace(calls, fixed={"text": calls.fixed["text"], "added.text_embeds": vector[:, :-_SIZES],
+                                 "added.time_ids": sizes})
+
+
+def _check(model, clip, job: str) -> None:
     """UnsupportedError in one sentence where this model and these text encoders do not draw from text."""
     graph = live(model)
     shapes = {UNET_PREFIX + name: tuple(weight.base().shape) for name, weight in graph.weights["unet"].items()}
-    refuse_picture_models(detect(shapes, graph.name), graph.name)
+    refuse_picture_models(detect(shapes, graph.name), graph.name, job)
     if clip is None:
-        raise UnsupportedError("Calibrate (VQ) draws from prompts and no CLIP is connected, or the checkpoint has "
-                               "none: connect the CLIP of an SDXL checkpoint")
+        raise UnsupportedError("the model is to draw prompts and no CLIP is connected, or the checkpoint has none: "
+                               "connect the CLIP of an SDXL checkpoint")
     keys = list(clip.patcher.model_state_dict())
     for prefix, name in (("clip_l.", "CLIP-L"), ("clip_g.", "CLIP-G")):
         if not any(key.startswith(prefix) for key in keys):

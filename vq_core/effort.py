@@ -1,14 +1,18 @@
 """The effort dial: what `quantize --effort` does with what it is given, decided and said before it starts."""
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
+from .arch import UNET_PREFIX
 from .arch import layers as arch_layers
+from .effort_speed import Speed, measure, together
 from .errors import PlanError
+from .header import dump
 from .plan import PARTS, Plan
 from .progress import Progress
 from .source import open_source
@@ -17,7 +21,6 @@ from .spec import Spec, make_spec
 LEVELS = ("fast", "balanced", "best")
 PLANNED = ("trellis", "palette", "uniform")                        # methods that `plan` knows
 SEARCHED = ("additive",)                                           # methods whose search for codes has an effort
-COLUMNS = 1024                             # of the gram that is timed
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Given:
     calibration: bool = False              # a finished one
     fixed: bool = False                    # a plan, or options of the codes that a plan would not keep
     sequential: bool = False               # code block by block
+    tunable: bool = True                   # the UNet is among the parts, and the source has all that draws
 
 
 @dataclass(frozen=True)
@@ -39,28 +43,20 @@ class Actions:
     plan: bool = False                     # choose rates by layer, for the bytes that one rate for all would take
     search: str = "normal"                 # of additive codes: encode.additive.EFFORTS
     feedback: bool = False                 # code for a calibration's inputs, given or made
+    lessons: int = 0                       # tune with what the original says in so many pictures; 0: not
+    steps: int = 0                         # of tuning
+    minutes: float | None = None           # of tuning, instead of steps: what an effort in minutes has left for it
 
 
-@dataclass(frozen=True)
-class Speed:
-    """This machine and model."""
-
-    weight: float                          # seconds to code one weight data-free, all workers at once
-    factoring: float                       # seconds to choose damping for all layers' grams and to factor them, once
-    call: float = 0.0                      # seconds of one call of the UNet at the picture's size, both halves
-    sums: float = 0.0                      # seconds to add one call's inputs to all grams
-    weights: int = 0                       # coded, in so many layers
-    layers: int = 0
-    steps: int = 25                        # of the sampler
-    timesteps: int = 8                     # looked at in each picture
-
-
-# Fast: nothing that needs pictures. Best is VQDM's recipe for additive codes: 256 prompts there, 8 steps of each here.
-# Coding block by block (--sequential) is in none: what it takes and brings is a row of benchmarks/effort.py.
-AT = {"fast": Actions(search="fast"), "balanced": Actions(32, True), "best": Actions(128, True, "best")}
-# What a number of minutes chooses from, cheapest first.
+# Fast: nothing that needs pictures. Best is VQDM's recipe: 256 prompts for additive codes there, 8 steps of each here,
+# and fine-tuning at the end, for the steps and pictures that benchmarks/tuned.py measures. Coding block by block
+# (--sequential) is in none: what it takes and brings is a row of benchmarks/effort.py.
+AT = {"fast": Actions(search="fast"), "balanced": Actions(32, True),
+      "best": Actions(128, True, "best", lessons=96, steps=300)}
+# What a number of minutes chooses from, cheapest first. The numbers of tuning below best are guesses.
 LADDER = (AT["fast"], Actions(0, True), Actions(8, True), Actions(16, True), AT["balanced"], Actions(64, True),
-          AT["best"])
+          Actions(64, True, lessons=32, steps=100), Actions(64, True, lessons=64, steps=200), AT["best"])
+MOST_TUNING = 4                            # times the steps of a rung, where there are minutes left for it
 # The rest of the work in these units, by CPU time on the testbed (benchmarks/effort_work.py prints them).
 GRADIENTS = 96                             # calls that sensitivities take
 FACTORINGS = {"coding": 2, "planning": 3}  # behind a rotation and without
@@ -68,6 +64,7 @@ FEEDBACK = {"additive": 2.9, "product": 9.2}               # coding for inputs o
 FEEDBACK_ELSE = 2.2                                        # of the other methods
 PLANNING = 10e6, 8e4                       # weights coded in the time of making a plan: at its start, a layer
 SEARCH = {"fast": 0.37, "normal": 1.0, "best": 2.3}
+BACKWARD = 3.1                             # calls without gradients that one with a backward pass takes, decoding apart
 
 
 def choose(level: str, given: Given) -> Actions:
@@ -78,7 +75,10 @@ def choose(level: str, given: Given) -> Actions:
 
 
 def fit(minutes: float, given: Given, speed: Speed) -> Actions:
-    """The last of LADDER whose expected time fits; the first where none does. PlanError for minutes not above 0."""
+    """The last of LADDER whose expected time fits, the first where none does; tuning gets the time that is left.
+
+    PlanError for minutes not above 0.
+    """
     if not 0 < minutes < 1e6:
         raise PlanError(f"--effort must be one of {', '.join(LEVELS)} or a number of minutes above 0, got {minutes:g}")
     if given.sequential:
@@ -86,14 +86,21 @@ def fit(minutes: float, given: Given, speed: Speed) -> Actions:
                         f"{minutes:g} minutes")
     rungs = [possible(actions, given) for actions in LADDER]
     fitting = [actions for actions in rungs if sum(seconds(actions, given, speed).values()) <= 60 * minutes]
-    return fitting[-1] if fitting else rungs[0]
+    chosen = fitting[-1] if fitting else rungs[0]
+    if not chosen.lessons:
+        return chosen
+    expected = seconds(chosen, given, speed)
+    left = 60 * minutes - sum(expected.values()) + expected["tuning"]
+    return replace(chosen, minutes=int(100 * min(left, MOST_TUNING * expected["tuning"]) / 60) / 100)
 
 
 def possible(actions: Actions, given: Given) -> Actions:
     """Without what cannot be done with what is given, or has been done."""
     pictures = 0 if given.calibration else min(actions.pictures, given.prompts)
+    lessons = min(actions.lessons, given.prompts) if given.tunable else 0
     return Actions(pictures, actions.plan and given.method in PLANNED and not given.fixed,
-                   actions.search if given.method in SEARCHED else "normal", bool(pictures) or given.calibration)
+                   actions.search if given.method in SEARCHED else "normal", bool(pictures) or given.calibration,
+                   lessons, actions.steps if lessons else 0)
 
 
 def seconds(actions: Actions, given: Given, speed: Speed) -> dict[str, float]:
@@ -113,7 +120,20 @@ def seconds(actions: Actions, given: Given, speed: Speed) -> dict[str, float]:
         found["coding"] += FACTORINGS["coding"] * speed.factoring
         if actions.plan:
             found["planning"] += FACTORINGS["planning"] * speed.factoring
+    if actions.lessons:
+        found["recording"] = 2 * actions.lessons * speed.steps * speed.call        # drawn, and asked once more
+        found["tuning"] = _tuning_seconds(actions, speed) if actions.minutes is None else 60 * actions.minutes
     return found
+
+
+def _tuning_seconds(actions: Actions, speed: Speed) -> float:
+    """Steps, and looks at held-out calls in between, which decode once for many."""
+    from .tuning.run import HELD_OUT_SHARE
+    from .tuning.settings import Tuning
+
+    step = Tuning.batch * (BACKWARD * speed.call + speed.weights * speed.learning / speed.together)
+    looked_at = min(Tuning.held_out_calls, HELD_OUT_SHARE * actions.lessons * speed.steps)
+    return actions.steps * step + (Tuning.checks + 1) * looked_at * speed.call
 
 
 def describe(effort: str, actions: Actions, given: Given, expected: dict[str, float] | None = None) -> str:
@@ -127,16 +147,22 @@ def describe(effort: str, actions: Actions, given: Given, expected: dict[str, fl
         words[-1] += ", block by block"
     if given.method in SEARCHED:
         words[-1] += f", {actions.search} search"
+    if actions.lessons:
+        long = f"{actions.steps} steps" if actions.minutes is None else f"about {max(1, round(actions.minutes))} min"
+        words.append(f"tune for {long} on {actions.lessons} picture{'s' * (actions.lessons > 1)}")
     taking = f"; about {max(1, round(sum(expected.values()) / 60))} min" if expected else ""
     return f"effort {effort}: {', '.join(words)}{taking}{_remark(effort, actions, given)}."
 
 
 def _remark(effort: str, actions: Actions, given: Given) -> str:
     """What is given and not used, or would be used and is not given."""
-    if given.prompts and not (actions.pictures or given.sequential):
+    if given.prompts and not (actions.pictures or actions.lessons or given.sequential):
         return "; the calibration stands for the prompts" if given.calibration else "; the prompts are not drawn"
-    more = not (actions.feedback or given.prompts or effort == "fast")
-    return "; --prompts or --calibration would let it use more" if more else ""
+    if given.prompts or effort == "fast":
+        return ""
+    if not actions.feedback:
+        return "; --prompts or --calibration would let it use more"
+    return "; --prompts would let it tune" if effort != "balanced" else ""
 
 
 def quantize_with_effort(source: str | Path, output=None, *, effort: str | float, bits: float = 3.0,
@@ -151,19 +177,23 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
 
     effort: "fast", "balanced", "best", or minutes: the most that should fit, by this machine's measured speed (not with
     sequential). prompts: "built-in", a file or a list; without them nothing is drawn. What is done is told. A
-    calibration that is made lies beside the result and is found by the next run. options: of the codes, as quantize
-    takes them (window, rounding, conv_group, ...). Raises VQError.
+    calibration that is made lies beside the result and is found by the next run. What is to be tuned is there untuned
+    first and replaced in the end; the next run goes on with it. options: of the codes, as quantize takes them (window,
+    rounding, conv_group, ...). Raises VQError.
     """
     from .quantize import quantize
 
     started, progress, tell = time.monotonic(), progress or Progress(), tell or (lambda _: None)
     options = {name: value for name, value in options.items() if value is not None}
-    given = Given(method, _prompts(source, prompts), calibration is not None, bool(plan or skip or options), sequential)
+    texts, whole = _prompts(source, prompts)
+    given = Given(method, len(texts), calibration is not None, bool(plan or skip or options), sequential,
+                  whole and "unet" in parts)
     common = {"device": device, "progress": progress}
     if isinstance(effort, str):
         actions, expected = choose(effort, given), None
     else:
-        speed = measure(source, make_spec(method, bits, **options), given, preset, configs, device)
+        drawn = bool(texts) and (given.tunable or calibration is None)
+        speed = measure(source, make_spec(method, bits, **options), drawn, preset, configs, device)
         actions = fit(effort, given, speed)
         expected = seconds(actions, given, speed)
     tell(describe(effort if isinstance(effort, str) else f"of {effort:g} min", actions, given, expected))
@@ -171,76 +201,27 @@ def quantize_with_effort(source: str | Path, output=None, *, effort: str | float
         calibration = _calibrate(source, output, prompts, actions.pictures, preset, configs, tell, common)
     if actions.plan:
         plan = _planned(source, make_spec(method, bits), calibration, text_encoder_bits, parts, seed, tell, progress)
+    run = hashlib.sha256(dump([effort, texts, preset, seed]).encode("utf-8", "replace")).hexdigest()[:32]
     result = quantize(source, output, bits=bits, method=method, plan=plan, text_encoder_bits=text_encoder_bits,
                       parts=parts, skip=skip, seed=seed, overwrite=overwrite, calibration=calibration, configs=configs,
-                      sequential=(prompts or "built-in") if sequential else None,
+                      sequential=(prompts or "built-in") if sequential else None, tuned=run,
                       effort=actions.search if method in SEARCHED else None, activations=activations, **options,
                       **common)
+    if actions.lessons:
+        result = _tuned(result, source, texts, actions, seed, run, tell,
+                        {"preset": preset, "configs": configs, **common})
     return result if result.already_there else replace(result, seconds=time.monotonic() - started)
 
 
-def _prompts(source, prompts) -> int:
-    """How many there are to be drawn, as far as the highest level would."""
+def _prompts(source, prompts) -> tuple[tuple[str, ...], bool]:
+    """Those that the highest level would draw, and whether the source has text encoders and a VAE to draw them with."""
     if prompts is None:
-        return 0
+        return (), False
     from .calibration.run import read_given
     from .compare.models import built_in_prompts, open_checkpoint
 
-    most = max(actions.pictures for actions in AT.values())
-    return len(read_given(prompts, most, built_in_prompts(open_checkpoint(source, "A"))).texts)
-
-
-def measure(source, spec: Spec, given: Given, preset: str, configs, device: str | None) -> Speed:
-    """This machine's speed with this model; the UNet is only asked where there is something to be drawn."""
-    from .calibration.settings import FULL_COLUMNS, TIMESTEPS, preset_settings
-    from .encode import estimate_speed
-    from .quantize import best_device
-    from .workers import worker_count
-
-    device = device or best_device()
-    with open_source(source) as opened:
-        shapes = [layer.shape for layer in arch_layers(opened) if layer.component == "unet" and not layer.dense]
-    sizes = [(1, prod(s[1:])) if prod(s[1:]) <= FULL_COLUMNS else (prod(s[2:]), s[1]) for s in shapes]
-    sums, factoring = _gram_seconds(device)
-    drawn = given.prompts and not given.calibration
-    return Speed(1 / estimate_speed(spec, device, worker_count(device)),
-                 sum(blocks * size**3 for blocks, size in sizes) * factoring / worker_count(device),
-                 _call_seconds(source, preset, configs, device) if drawn else 0.0,
-                 sum(blocks * size**2 for blocks, size in sizes) * sums, sum(map(prod, shapes)), len(shapes),
-                 preset_settings(preset, (64, 64)).steps, TIMESTEPS)
-
-
-def _gram_seconds(device: str) -> tuple[float, float]:
-    """(seconds a number of a gram to add one call's inputs, seconds a cubed column to factor one)"""
-    import torch
-
-    from .calibration.settings import TOKENS
-    from .encode.feedback import make_feedback
-    from .gram import Gram
-
-    rows = torch.randn(2, TOKENS, COLUMNS, generator=torch.Generator().manual_seed(0))
-    grams, moved = [(x.t() @ x / TOKENS)[None] for x in rows], rows[0].to(device)
-    started = time.monotonic()
-    float((moved.t() @ moved)[0, 0])       # waits for the device
-    added = time.monotonic()
-    make_feedback(Gram(grams[0], TOKENS, grams[1], TOKENS))
-    return (added - started) / COLUMNS**2, (time.monotonic() - added) / COLUMNS**3
-
-
-def _call_seconds(source, preset: str, configs, device: str) -> float:
-    from .calibration.settings import Picture, preset_settings
-    from .calibration.teacher import CheckpointTeacher
-
-    teacher = CheckpointTeacher(source, device, configs)
-    settings = replace(preset_settings(preset, teacher.size()), steps=1, timesteps=1)
-    try:
-        teacher.open()
-        for _ in range(2):                 # the first one warms up
-            started = time.monotonic()
-            teacher.draw(Picture(0, "a", 0, False), settings, Progress())
-        return time.monotonic() - started
-    finally:
-        teacher.close()
+    most, checkpoint = max(actions.pictures for actions in AT.values()), open_checkpoint(source, "A")
+    return read_given(prompts, most, built_in_prompts(checkpoint)).texts, not checkpoint.lacks
 
 
 def _calibrate(source, output, prompts, pictures: int, preset: str, configs, tell, common: dict) -> Path:
@@ -278,3 +259,30 @@ def uniform_bits(source, spec: Spec, parts: tuple[str, ...] = PARTS) -> float:
         raise PlanError(f"'{Path(source).name}' has no layers to be planned: expected a UNet, with --parts among them")
     nbytes = sum(stored_bytes(layer, spec, 2) for layer in layers) + sum(table_sizes([spec]).values())
     return (8 * nbytes + 4) / sum(layer.numel for layer in layers)                  # half a byte more: it is rounded
+
+
+def _tuned(result, source, texts: Sequence[str], actions: Actions, seed: int, run: str, tell, common: dict):
+    """The result with its file replaced by the tuned one; as it is where it is tuned already, the UNet is not coded or
+    nothing is gained.
+    """
+    from .compare.prompts import spread
+    from .inspection import read_result
+    from .quantize import LayerResult, best_device
+    from .tuning.run import NothingGained, state_folder, tune
+    from .tuning.settings import Tuning
+
+    if read_result(result.path)["tuning"] or not any(layer.name.startswith(UNET_PREFIX) for layer in result.layers):
+        return result
+    at_once = together(common["device"] or best_device())
+    tuning = Tuning(actions.steps if actions.minutes is None else None, actions.minutes, together=at_once, seed=seed)
+    try:
+        made = tune(result.path, source, result.path, prompts=spread(texts, actions.lessons), tuning=tuning, run=run,
+                    overwrite=True, seed=seed, tell=tell, **common)
+    except NothingGained as error:
+        shutil.rmtree(state_folder(result.path), ignore_errors=True)
+        tell(f"{result.path.name} stays as it was coded: {error}")
+        return result
+    tell(f"tuned: held-out error {made.gain:.2f} dB lower after {made.steps} steps")
+    layers = [LayerResult(**layer) for layer in read_result(made.path)["layers"]]
+    return replace(result, path=made.path, bits=made.bits, file_bytes=made.path.stat().st_size, layers=layers,
+                   already_there=False)

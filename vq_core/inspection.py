@@ -154,7 +154,10 @@ def content_id(reader: Reader) -> str | None:
 
 
 def read_result(path: Path) -> dict | None:
-    """What an earlier run wrote into a file's header and report; None where it is no intact file of ours."""
+    """What an earlier run wrote into a file's header and report; None where it is no intact file of ours.
+
+    "identity": source, plan, settings and version that it was coded with; "tuning": what tuned it, {} if nothing did.
+    """
     try:
         with Reader(path) as reader:
             metadata, layers = reader.metadata, read_report(reader).get("layers")
@@ -163,7 +166,8 @@ def read_result(path: Path) -> dict | None:
                 return None
             tool = metadata.get("vqpack.tool", "").removeprefix("vqpack ")
             identity = [json_field(metadata, f"vqpack.{name}", {}) for name in ("source", "plan", "settings")]
-            return {"identity": (*identity, tool), "bits": json_field(metadata, "vqpack.bits", {}),
+            tuning = identity[2].pop("tuning", {})
+            return {"identity": (*identity, tool), "tuning": tuning, "bits": json_field(metadata, "vqpack.bits", {}),
                     "architecture": metadata.get("vqpack.architecture", "unknown"), "layers": layers}
     except (VQError, OSError):
         return None

@@ -41,7 +41,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
              calibration: str | Path | None = None, rounding: str | None = None, conv_group: str | None = None,
              merging: str | None = None, max_codebook_bits: float | None = None,
              sequential: str | Path | Sequence[str] | None = None, configs: str | Path | None = None,
-             effort: str | None = None, activations: str | None = None,
+             effort: str | None = None, activations: str | None = None, tuned: str | None = None,
              progress: Progress | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
@@ -56,6 +56,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     source_path, a checkpoint with its text encoders. configs: a diffusers folder, for unusual ones.
     effort: of additive codes' search, "fast", "normal" (None) or "best" (VQDM's).
     activations: preset (activations/specs.py) that the file's plan is to hold, None = what `plan` holds.
+    tuned: a file that this run of tuning.run.tune() has tuned since counts as an earlier result, too.
     device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
     same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
@@ -79,7 +80,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
             blocks = _sequential(source_path, sequential, calibrated, device, configs, progress)
         job = _Job(source, plan, sorted(set(parts)), seed, device, progress, calibrated, blocks, effort)
         folder, name = target_of(source, output)
-        found = None if overwrite else job.find_existing(folder, name)
+        found = None if overwrite else job.find_existing(folder, name, tuned)
         return found or job.run(items, folder, name, overwrite, started)
 
 
@@ -155,12 +156,15 @@ class _Job:
         self.identity = source.identity(progress)
         self.fingerprint = fingerprint(self.identity, plan.to_json(), self.settings, __version__)
 
-    def find_existing(self, folder: Path, name: str | None) -> QuantizeResult | None:
-        """An earlier file in the folder, made from the same source with the same plan, settings and program."""
+    def find_existing(self, folder: Path, name: str | None, tuned: str | None = None) -> QuantizeResult | None:
+        """An earlier file in the folder, made from the same source with the same plan, settings and program, not tuned
+        since, or by the run `tuned`.
+        """
         pattern = name or f"{glob_safe(safe_stem(self.source.stem))}-vq*{SUFFIX}"
         for path in sorted(folder.glob(pattern) if name is None else [folder / name]):
             found = read_result(path)
-            if found is not None and fingerprint(*found["identity"]) == self.fingerprint:
+            if found is not None and fingerprint(*found["identity"]) == self.fingerprint and (
+                    not found["tuning"] or tuned is not None and found["tuning"].get("run") == tuned):
                 layers = [LayerResult(**layer) for layer in found["layers"]]
                 return QuantizeResult(path, found["architecture"], found["bits"], path.stat().st_size, self.identity,
                                       0.0, layers, already_there=True)

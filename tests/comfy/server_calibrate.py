@@ -1,4 +1,6 @@
-"""The example workflow through a real server, from prompts to a comparison: usage server_calibrate.py HOST BASE."""
+"""The example workflows in a real server, one of them run from prompts to a comparison: usage server_calibrate.py HOST
+BASE.
+"""
 from __future__ import annotations
 
 import asyncio
@@ -9,7 +11,8 @@ import aiohttp
 import server
 from server import BASE, Browser, files
 
-WORKFLOW = Path(__file__).resolve().parents[2] / "example_workflows" / "quantize_from_prompts.json"
+EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
+WORKFLOW, TUNING = EXAMPLES / "quantize_from_prompts.json", EXAMPLES / "quantize_and_tune.json"
 MADE = BASE / "models" / "vqpack"
 CHECKPOINT = "whole.safetensors"
 # What makes it small: widget -> value, by node.
@@ -64,6 +67,8 @@ async def story(url: str) -> dict:
         found["templates"] = await browser.get("/workflow_templates")
         workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
         whole = made_small(as_prompt(workflow, info))
+        tuning = as_prompt(json.loads(TUNING.read_text(encoding="utf-8")), info)
+        found["tuning"] = {node["class_type"]: node["inputs"] for node in tuning.values()}
         drawn = {key: whole[key] for key in (number(whole, "CheckpointLoaderSimple"), number(whole, "VQCalibrate"))}
         found["stopped"] = await browser.stop(drawn, "capturing")
         found["kept"] = files(MADE)

@@ -203,7 +203,7 @@ def served(comfyui, drawn, tmp_path_factory):
 
 
 def test_the_example_is_offered_and_runs_from_prompts_to_a_comparison(served):
-    assert served["templates"]["vq-pack"] == ["quantize_from_prompts"]
+    assert sorted(served["templates"]["vq-pack"]) == ["quantize_and_tune", "quantize_from_prompts"]
     assert served["whole"]["end"] == "execution_success", served["whole"]
     numbers, shown = served["numbers"], served["whole"]["shown"]
     assert "coded layers share" in shown[numbers["VQCalibrate"]]["text"][0]
@@ -211,6 +211,12 @@ def test_the_example_is_offered_and_runs_from_prompts_to_a_comparison(served):
     assert "latent PSNR" in shown[numbers["VQCompare"]]["text"][0] and shown[numbers["SaveImage"]]["images"]
     assert served["made"] == ["whole-4bits.vqplan.json", "whole.vqcal.safetensors"]
     assert served["files"] == ["calibrated.safetensors"]
+
+
+def test_the_example_with_tuning_fits_its_nodes(served):
+    tuned = served["tuning"]["VQTune"]
+    assert tuned["teacher"] == served["tuning"]["VQQuantizeCheckpoint"]["checkpoint"] and tuned["minutes"] == 30
+    assert tuned["file_name"][1] == 0 and tuned["finish"] is False and tuned["loss"] == "halves"
 
 
 def test_the_file_was_made_with_plan_and_calibration(served):

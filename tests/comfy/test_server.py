@@ -42,7 +42,7 @@ def test_nodes_are_there_with_their_frozen_inputs(found):
                               "VQQuantizeModel": "Quantize Model (VQ)", "VQSaveCheckpoint": "Save Checkpoint (VQ)",
                               "VQDecompressCheckpoint": "Decompress Checkpoint (VQ)", "VQInspect": "Inspect (VQ)",
                               "VQReport": "Report (VQ)", "VQCompare": "Compare (VQ)",
-                              "VQCalibrate": "Calibrate (VQ)", "VQPlan": "Plan (VQ)"}
+                              "VQCalibrate": "Calibrate (VQ)", "VQPlan": "Plan (VQ)", "VQTune": "Tune (VQ)"}
     loader = {"required": ["file", "memory_mode"], "optional": ["file_name"]}
     assert found["inputs"]["VQCheckpointLoader"] == found["inputs"]["VQDiffusionModelLoader"] == loader
     made = found["inputs"]["VQQuantizeCheckpoint"]

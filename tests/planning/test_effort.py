@@ -1,6 +1,7 @@
 """The effort dial: a pure function of what is given and how fast it goes, and what it makes of a checkpoint."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,18 +9,36 @@ import pytest
 from vqpack.vq_core.arch import layers as arch_layers
 from vqpack.vq_core.cli.main import build_parser
 from vqpack.vq_core.compare.models import built_in_prompts, open_checkpoint
-from vqpack.vq_core.effort import AT, LADDER, Actions, Given, Speed, choose, describe, fit, possible, seconds
+from vqpack.vq_core.effort import (
+    AT,
+    BACKWARD,
+    LADDER,
+    MOST_TUNING,
+    Actions,
+    Given,
+    Speed,
+    choose,
+    describe,
+    fit,
+    possible,
+    seconds,
+)
 from vqpack.vq_core.effort import quantize_with_effort as run
-from vqpack.vq_core.errors import FormatError, PlanError
+from vqpack.vq_core.errors import FormatError, Interrupted, PlanError
+from vqpack.vq_core.inspection import inspect_file, read_result
 from vqpack.vq_core.plan import Plan
 from vqpack.vq_core.planning.budget import blob_bytes
-from vqpack.vq_core.quantize import QuantizeResult
+from vqpack.vq_core.progress import Progress
+from vqpack.vq_core.quantize import QuantizeResult, quantize
 from vqpack.vq_core.source import open_source
 from vqpack.vq_core.spec import DenseSpec, TrellisSpec
+from vqpack.vq_core.tuning import loop as loops
+from vqpack.vq_core.verify import verify_file
 
 PROMPTS, CAL = Given(prompts=500), Given(calibration=True)
 SLOW = Speed(1e-7, 100.0, 10.0, 5.0, 10**9, 700)
-QUICK = Speed(1e-9, 0.1, 0.01, 0.01, 10**9, 700)
+QUICK = Speed(1e-9, 0.1, 0.01, 0.01, 10**9, 700, learning=1e-12)
+TUNED = {"lessons": 96, "steps": 300}
 
 
 @pytest.mark.parametrize("level, given, actions", [
@@ -32,27 +51,54 @@ QUICK = Speed(1e-9, 0.1, 0.01, 0.01, 10**9, 700)
     ("balanced", Given(prompts=12), Actions(12, True, feedback=True)),
     ("balanced", Given(prompts=500, calibration=True), Actions(plan=True, feedback=True)),
     ("balanced", Given(prompts=500, fixed=True), Actions(32, feedback=True)),
-    ("best", PROMPTS, Actions(128, True, feedback=True)),
+    ("best", PROMPTS, Actions(128, True, feedback=True, **TUNED)),
+    ("best", Given(), Actions(plan=True)),                         # nothing to be tuned with
+    ("best", CAL, Actions(plan=True, feedback=True)),
+    ("best", Given(prompts=500, calibration=True), Actions(plan=True, feedback=True, **TUNED)),
+    ("best", Given(prompts=12), Actions(12, True, feedback=True, lessons=12, steps=300)),
+    ("best", Given(prompts=12, tunable=False), Actions(12, True, feedback=True)),
     ("fast", Given("additive"), Actions(search="fast")),
     ("balanced", Given("additive", prompts=500), Actions(32, feedback=True)),
-    ("best", Given("additive", prompts=500), Actions(128, search="best", feedback=True)),
+    ("best", Given("additive", prompts=500), Actions(128, search="best", feedback=True, **TUNED)),
     ("best", Given("product", calibration=True), Actions(feedback=True)),
 ])
 def test_what_a_level_does(level, given, actions):
     assert choose(level, given) == actions == choose(level, given)
 
 
+def rung(actions: Actions, given: Given) -> int:
+    """Place in the ladder, whatever time tuning got."""
+    return [possible(rung, given) for rung in LADDER].index(replace(actions, minutes=None))
+
+
 def test_minutes_choose_the_most_that_fits():
-    chosen = [fit(minutes, PROMPTS, SLOW) for minutes in (1, 20, 60, 120, 240, 400, 10000)]
-    places = [[possible(rung, PROMPTS) for rung in LADDER].index(actions) for actions in chosen]
-    assert places == sorted(places) and len(set(places)) >= 5
-    assert chosen[0] == choose("fast", PROMPTS) and chosen[-1] == choose("best", PROMPTS)
-    for minutes, actions in zip((20, 60, 120, 240, 400), chosen[1:-1], strict=True):
+    budgets = (1, 20, 100, 150, 240, 450, 1500, 2500, 10000)
+    chosen = [fit(minutes, PROMPTS, SLOW) for minutes in budgets]
+    places = [rung(actions, PROMPTS) for actions in chosen]
+    assert places == sorted(places) and len(set(places)) >= 8
+    assert chosen[0] == choose("fast", PROMPTS) and places[-1] == len(LADDER) - 1
+    for minutes, actions in zip(budgets[1:], chosen[1:], strict=True):
         assert sum(seconds(actions, PROMPTS, SLOW).values()) <= 60 * minutes
-    assert fit(5, PROMPTS, QUICK) == choose("best", PROMPTS)
+    assert rung(fit(5, PROMPTS, QUICK), PROMPTS) == len(LADDER) - 1
     for given in (Given(), CAL, PROMPTS, Given(prompts=12), Given("additive", prompts=500)):
         times = [sum(seconds(possible(rung, given), given, SLOW).values()) for rung in LADDER]
         assert times == sorted(times)                              # a higher rung never takes less
+
+
+def test_tuning_gets_the_minutes_that_are_left_up_to_a_point():
+    few, more, most = (fit(minutes, PROMPTS, QUICK) for minutes in (4, 5.5, 10000))
+    assert more.minutes == pytest.approx(few.minutes + 1.5, abs=0.02)        # of the same rung
+    assert sum(seconds(few, PROMPTS, QUICK).values()) == pytest.approx(4 * 60, abs=1)
+    least = seconds(replace(most, minutes=None), PROMPTS, QUICK)["tuning"]
+    assert most.minutes == pytest.approx(MOST_TUNING * least / 60, abs=0.01)
+    assert fit(10000, Given(), QUICK).minutes is None and fit(10000, CAL, QUICK).lessons == 0
+
+
+def test_a_tuning_step_is_counted_by_calls_and_decoding():
+    step = Speed(0.0, 0.0, call=2.0, weights=1000, learning=0.01, together=1)
+    few, more = (seconds(Actions(lessons=96, steps=steps), PROMPTS, step)["tuning"] for steps in (100, 200))
+    assert more - few == pytest.approx(100 * 8 * (BACKWARD * 2.0 + 10.0))
+    assert seconds(Actions(lessons=96, steps=1), PROMPTS, step)["recording"] == 2 * 96 * 25 * 2.0
 
 
 @pytest.mark.parametrize("call", [lambda: choose("slow", PROMPTS), lambda: fit(0, PROMPTS, QUICK),
@@ -79,6 +125,11 @@ def test_it_is_said_what_will_be_done():
     block = Given(prompts=12, calibration=True, sequential=True)
     assert describe("fast", choose("fast", block), block) == ("effort fast: code for the inputs that layers get, block "
                                                               "by block.")
+    tuned = choose("best", PROMPTS)
+    assert "get, tune for 300 steps on 96 pictures." in describe("best", tuned, PROMPTS)
+    assert "tune for about 7 min on 96 pictures; about 9 min." in describe(
+        "of 9 min", replace(tuned, minutes=7.2), PROMPTS, {"coding": 540.0})
+    assert describe("best", choose("best", CAL), CAL).endswith("; --prompts would let it tune.")
     assert "best search" in describe("best", choose("best", Given("additive")), Given("additive"))
 
 
@@ -150,7 +201,7 @@ def test_prompts_are_counted_before_anything_is_done(testbed, tmp_path, called):
     file.write_text("a red ring\na blue ring\na red ring\n", "utf-8")
     run(testbed, tmp_path / "out", effort="balanced", bits=2, prompts=file)
     assert called["calibrate"]["count"] == 2
-    run(testbed, tmp_path / "out", effort="best", bits=2, prompts="built-in")
+    run(testbed, tmp_path / "out", effort="best", bits=2, prompts="built-in", parts=("te",), method="product")
     assert called["calibrate"]["count"] == len(built_in_prompts(open_checkpoint(testbed, "A")))
     called.clear()
     file.write_text("\n", "utf-8")
@@ -164,3 +215,56 @@ def test_minutes_are_measured_here(testbed, called):
     run(testbed, effort=1e5, bits=2, method="palette", tell=told.append)
     assert list(called) == ["plan", "quantize"] and told[0].startswith("effort of 100000 min: choose each")
     assert "about 1 min" in told[0]
+
+
+@pytest.fixture
+def short(testbed, tmp_path, monkeypatch):
+    """best(**more): `--effort best` with two tuning steps on two small pictures, planned and calibrated by nobody ->
+    (result, what was told).
+    """
+    from vqpack.vq_core import effort
+    from vqpack.vq_core.tuning import run as tuning
+
+    real = tuning.tune
+    monkeypatch.setitem(effort.AT, "best", Actions(0, False, lessons=2, steps=2))
+    monkeypatch.setattr(tuning, "tune", lambda *args, **named: real(
+        *args, **named | {"steps": 2, "size": (64, 64), "threads": 1}))
+
+    def best(**more):
+        told: list[str] = []
+        return run(testbed, tmp_path / "x", effort="best", bits=2, window=8, prompts=["a red ring", "a blue ring"],
+                   parts=("unet",), device="cpu", **{"tell": told.append} | more), told
+    return best
+
+
+def test_best_ends_in_one_tuned_file_that_is_found_again(short, testbed, tmp_path):
+    result, told = short()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"] and verify_file(result.path) == []
+    said, found = inspect_file(result.path), read_result(result.path)
+    assert found["tuning"]["of"] == 2 and found["tuning"]["pictures"] == 2 and not result.already_there
+    assert result.bits == said["bits"] and result.file_bytes == result.path.stat().st_size
+    assert [layer.to_json() for layer in result.layers] == found["layers"]
+    assert told[0].endswith("tune for 2 steps on 2 pictures.") and "held-out error" in told[-1]
+    made = result.path.read_bytes()
+    again, _ = short()
+    assert again.already_there and again.path.read_bytes() == made
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    plain = quantize(testbed, tmp_path / "x", bits=2, window=8, parts=("unet",), device="cpu")
+    assert plain.path.name == "x-2.safetensors"                    # who asks for an untuned file does not get this one
+
+
+def test_a_stopped_best_goes_on_and_a_vain_one_stays_untuned(short, tmp_path, monkeypatch):
+    stages = []
+    stopping = Progress(lambda stage, *_: stages.append(stage), lambda: stages.count("tuning") > 2, interval=0.0)
+    with pytest.raises(Interrupted):
+        short(progress=stopping)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.safetensors", "x.tuning"]
+    assert read_result(tmp_path / "x.safetensors")["tuning"] == {}
+    _, told = short()
+    assert any("Going on after step" in note for note in told)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    (tmp_path / "x.safetensors").unlink()
+    monkeypatch.setattr(loops.Loop, "_judge", lambda self: None)   # nothing is ever found to be better
+    result, told = short()
+    assert "x.safetensors stays as it was coded: tuning did not lower" in told[-1]
+    assert read_result(result.path)["tuning"] == {} and [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]

@@ -45,13 +45,14 @@ def tuned(coarse, testbed, quick, tmp_path_factory):
 def lessons(coarse, testbed, captions, tmp_path_factory):
     """What the teacher says of the same calls that `tuned` learned from, recorded once more."""
     from vqpack.vq_core.calibration.settings import pictures, preset_settings
-    from vqpack.vq_core.compare.models import Models, open_checkpoint
+    from vqpack.vq_core.compare.models import open_checkpoint
     from vqpack.vq_core.progress import Progress
     from vqpack.vq_core.tuning.lessons import Lessons
+    from vqpack.vq_core.tuning.teacher import CheckpointTeacher
 
     settings = preset_settings("base", QUICK["size"], steps=3, timesteps=3, guidance=3.0, held_out_share=0.2)
     found = Lessons(tmp_path_factory.mktemp("lessons"), pictures(tuple(captions), settings))
     checkpoint = open_checkpoint(testbed, "A")
-    found.record(Models((checkpoint,), "cpu", None).pipeline(checkpoint), None, "teacher", settings, Progress())
+    CheckpointTeacher(checkpoint, checkpoint, "cpu").record(found, None, "teacher", settings, Progress())
     found.sort_out("testbed")
     return found

@@ -10,6 +10,7 @@ from vqpack.vq_core.gram import Gram, output_error
 from vqpack.vq_core.inspection import file_bits
 from vqpack.vq_core.pipeline import load_unet
 from vqpack.vq_core.progress import Progress
+from vqpack.vq_core.source_reader import open_reader
 from vqpack.vq_core.tuning.branch import add_branches, low_rank
 from vqpack.vq_core.tuning.export import target, write
 from vqpack.vq_core.tuning.masters import Trained
@@ -21,7 +22,8 @@ from vqpack.vq_core.verify import verify_file
 def moved(coarse, testbed):
     """A student with everything there is, every trained number moved."""
     student = Student(coarse, Trained(tables="layer", columns=True), "cpu", testbed)
-    add_branches(student, testbed, 2, None, Progress())
+    with open_reader(testbed) as original:
+        add_branches(student, original, 2, None, Progress())
     generator = torch.Generator().manual_seed(0)
     for item in student.trainable.values():
         item.parameter.data += 0.05 * item.unit * torch.randn(item.parameter.shape, generator=generator)
@@ -29,7 +31,9 @@ def moved(coarse, testbed):
 
 
 def test_what_is_written_is_what_was_learned(coarse, moved, testbed, tmp_path):
-    path, bits = write(moved, testbed, tmp_path / "x.safetensors", False, {"steps": 1}, Progress())
+    with open_reader(testbed) as original:
+        path, bits = write(moved, original, tmp_path / "x.safetensors", False, {"steps": 1}, Progress())
+        again, _ = write(moved, original, tmp_path / "y.safetensors", False, {"steps": 1}, Progress())
     assert verify_file(path) == []
     unet = load_unet(path, configs=testbed)
     with moved.as_stored():
@@ -49,7 +53,6 @@ def test_what_is_written_is_what_was_learned(coarse, moved, testbed, tmp_path):
                     for layer in moved.layers.values())
         more = 8 * added / weights
         assert bits["coded"] > file_bits(before)["coded"] + more + 0.08        # tables of 256 bytes, column scales
-    again, _ = write(moved, testbed, tmp_path / "y.safetensors", False, {"steps": 1}, Progress())
     assert again.read_bytes() == path.read_bytes()
     student = Student(path, Trained(), "cpu", testbed)                         # a tuned file can be tuned again
     assert all(layer.branch is not None for layer in student.layers.values())
@@ -87,7 +90,8 @@ def test_branches_begin_where_outputs_gain_most(coarse, testbed):
     assert left(low_rank(error, 40)) < 1e-6
     student = Student(coarse, Trained(), "cpu", testbed)
     key, layer = next(iter(student.layers.items()))
-    add_branches(student, testbed, 4, None, Progress())
+    with open_reader(testbed) as original:
+        add_branches(student, original, 4, None, Progress())
     weight = load_unet_weight(testbed, key)
     before = float((weight - layer.coded.decode()).square().sum())
     after = float((weight - layer.assembled([decode_part(part) for part in layer.now()])).square().sum())
@@ -96,7 +100,6 @@ def test_branches_begin_where_outputs_gain_most(coarse, testbed):
 
 def load_unet_weight(testbed, key):
     from vqpack.vq_core.decompress import decode_tensor
-    from vqpack.vq_core.source_reader import open_reader
 
     with open_reader(testbed) as reader:
         return decode_tensor(reader, key).float()

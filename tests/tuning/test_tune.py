@@ -65,18 +65,29 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(coarse, tuned, testbed, quick, 
     stages = []
 
     def stop() -> bool:
-        return stages.count("tuning") > 6
+        return stages.count("tuning") > 4              # while it looks at the held-out pictures after the third step
 
     listening = Progress(lambda stage, *_: stages.append(stage), stop, interval=0.0)
     with pytest.raises(Interrupted):
         run.tune(coarse, testbed, tmp_path / "tuned", progress=listening, **quick)
     kept = [path.suffix for path in (tmp_path / "tuned.tuning").iterdir() if path.is_file()]
     assert not (tmp_path / "tuned.safetensors").exists() and kept == [".npz"]
-    notes = []
-    again = run.tune(coarse, testbed, tmp_path / "tuned", tell=notes.append, **quick)
-    assert any("Going on after step" in note for note in notes)
-    assert again.path.read_bytes() == tuned.path.read_bytes()
+    notes, looks = [], []
+    again = run.tune(coarse, testbed, tmp_path / "tuned", tell=notes.append, show=looks.append, **quick)
+    assert any("Going on after step 3" in note for note in notes) and again.history == tuned.history
+    assert again.path.read_bytes() == tuned.path.read_bytes()      # looking on changes nothing
     assert [path.name for path in tmp_path.iterdir()] == ["tuned.safetensors"]
+    assert looks[-1].history == again.history and looks[-1].steps == 6
+    pictures = list(looks[-1].pictures.values())       # by the original, before, now
+    assert len(pictures) == 3 and not any(torch.equal(a, b) for a, b in zip(pictures, pictures[1:]))
+
+
+def test_a_finished_run_is_found_again(coarse, tuned, testbed, quick):
+    made = tuned.path.stat().st_mtime_ns
+    again = run.tune(coarse, testbed, tuned.path, **quick)
+    assert again.already_there and again.path == tuned.path and again.steps == 6 and not again.history
+    assert again.gain == pytest.approx(tuned.gain, abs=1e-3) and tuned.path.stat().st_mtime_ns == made
+    assert not list(tuned.path.parent.glob("*.tuning"))
 
 
 def test_a_diverging_run_keeps_the_best(coarse, testbed, quick, lessons, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def calibrate(source: str | Path | CheckpointTeacher, output: str | Path, *,
     if there is not None:
         return Result(there, tuple(job.notes), 0.0, already_there=True)
     try:
-        with _threads(chosen.threads if chosen.device == "cpu" else None):
+        with fixed_threads(chosen.threads if chosen.device == "cpu" else None):
             return Result(job.run(path, overwrite), tuple(job.notes), time.monotonic() - started)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not _no_memory(error):
@@ -96,7 +96,7 @@ def calibrate(source: str | Path | CheckpointTeacher, output: str | Path, *,
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def fixed_threads(count: int | None) -> Iterator[None]:
     """A fixed number of torch's threads, so that the bytes do not depend on the machine; None = as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -107,12 +107,12 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def read_given(prompts, count: int | None, built_in: Sequence[str]) -> Prompts:
-    """What calibrate() would draw. FormatError, PlanError where there is nothing to draw."""
+    """What calibrate() and tune() would draw. FormatError, PlanError where there is nothing to draw."""
     if isinstance(prompts, str | Path):
         return read_prompts(prompts, count, built_in, longest=LONGEST_PROMPT)
     texts = tuple(dict.fromkeys(text.strip() for text in prompts if text.strip()))
     if not texts:
-        raise FormatError("the list of prompts is empty: calibrate needs at least one prompt")
+        raise FormatError("the list of prompts is empty: at least one prompt is needed")
     return Prompts(tuple(spread(texts, count or len(texts))), "list")
 
 

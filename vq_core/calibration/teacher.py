@@ -25,15 +25,18 @@ BY_CHANNELS = {9: "sdxl-inpaint", 8: "sdxl-ip2p"}          # of the UNet's input
 REFINER_VECTOR = 2560                      # width of its label embedding; all others have 2816
 
 
-def refuse_picture_models(architecture: Architecture, name: str) -> None:
-    """UnsupportedError for what does not draw from text alone, by family or, of pruned models, by input channels."""
+def refuse_picture_models(architecture: Architecture, name: str, job: str = "calibrate") -> None:
+    """UnsupportedError for what does not draw from text alone, by family or, of pruned models, by input channels.
+
+    job: what draws, for the message.
+    """
     unet = architecture.unet
     kind = architecture.name if architecture.name in NEEDS_PICTURE else BY_CHANNELS.get(unet.in_channels)
     if unet.adm_in_channels == REFINER_VECTOR:
         kind = "sdxl-refiner"
     if kind:
-        raise UnsupportedError(f"'{name}' is {NEEDS_PICTURE[kind]}, which starts from a picture, and calibrate draws "
-                               f"from text: calibrate the base it was made from")
+        raise UnsupportedError(f"'{name}' is {NEEDS_PICTURE[kind]}, which starts from a picture, and {job} draws from "
+                               f"text: {job} the base it was made from")
 
 
 class CheckpointTeacher:

@@ -63,7 +63,7 @@ def _add_quantize(commands) -> None:
                    help="code block by block, each for what it gets from those coded before; with --calibration")
     p.add_argument("--effort", type=effort, metavar="E",
                    help="fast: data-free; balanced: calibrate with --prompts, choose rates by layer, code for the "
-                        "inputs; best: four times the pictures, additive codes' full search "
+                        "inputs; best: four times the pictures, additive codes' full search, and tuned at the end "
                         "(--method additive --effort best: VQDM's recipe); or minutes: the most that should fit")
     p.add_argument("--prompts", metavar="FILE",
                    help="pictures to draw for --effort and --sequential: as in `calibrate`; 'built-in' for its list")

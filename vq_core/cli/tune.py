@@ -69,9 +69,9 @@ def run(args) -> int:
                   progress=console.progress(), tell=_tell,
                   steps=args.sampler_steps, guidance=args.cfg, sampler=args.sampler, scheduler=args.scheduler,
                   seed=args.seed, threads=args.threads)
+    verb = "is already there" if result.already_there else f"took {console.duration(result.seconds)}"
     print(f"{result.path}: {console.size(result.path.stat().st_size)}, {result.bits['unet']:.2f} bits a UNet weight, "
-          f"held-out error {result.gain:.2f} dB lower after {result.steps} steps, took "
-          f"{console.duration(result.seconds)}")
+          f"held-out error {result.gain:.2f} dB lower after {result.steps} steps, {verb}")
     if report:
         console.write_json(report, {"path": str(result.path), "bits": result.bits, "before": result.before,
                                     "after": result.after, "steps": result.steps, "seconds": result.seconds,

@@ -13,7 +13,6 @@ from ..decompress import decode_tensor
 from ..encode import to_matrix
 from ..gram import Gram
 from ..progress import Progress
-from ..source_reader import open_reader
 from .masters import Branch
 from .student import Student
 
@@ -21,21 +20,20 @@ from .student import Student
 DAMPING = 0.01
 
 
-def add_branches(student: Student, teacher, rank: int, calibration: Calibration | None, progress: Progress) -> None:
+def add_branches(student: Student, original, rank: int, calibration: Calibration | None, progress: Progress) -> None:
     """Give every coded layer that has none a branch of `rank` (or as much as its shape allows).
 
-    teacher: path of the original; calibration: grams of the layers' inputs, None = all directions alike.
+    original: opened reader of its weights; calibration: grams of the layers' inputs, None = all directions alike.
     """
     progress.start("low-rank branches", sum(layer.coded.numel for layer in student.layers.values()))
-    with open_reader(teacher) as original:
-        for key, layer in student.layers.items():
-            if layer.branch is None:
-                weight = layer.coded
-                lost = decode_tensor(original, key).float() - weight.decode(torch.float32, device="cpu")
-                gram = None if calibration is None else calibration.gram(key)
-                matrix = to_matrix(lost, 0, lost.shape[1]).to(weight.device)
-                layer.branch = Branch(*low_rank(matrix, min(rank, *matrix.shape), gram))
-            progress.advance(layer.coded.numel, key)
+    for key, layer in student.layers.items():
+        if layer.branch is None:
+            weight = layer.coded
+            lost = decode_tensor(original, key).float() - weight.decode(torch.float32, device="cpu")
+            gram = None if calibration is None else calibration.gram(key)
+            matrix = to_matrix(lost, 0, lost.shape[1]).to(weight.device)
+            layer.branch = Branch(*low_rank(matrix, min(rank, *matrix.shape), gram))
+        progress.advance(layer.coded.numel, key)
     student.prepare()
     progress.finish()
 

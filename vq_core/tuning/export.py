@@ -17,7 +17,6 @@ from ..header import dump, settle
 from ..inspection import json_field, read_report, spec_of
 from ..progress import Progress
 from ..record import build_blob, parse_blob, part_table
-from ..source_reader import open_reader
 from ..table_record import parse_table, table_id, table_key
 from ..weight import CodedWeight
 from .student import Student
@@ -32,26 +31,28 @@ def target(path: Path, output: str | Path | None) -> Path:
     return found.with_name(safe_stem(name) + SUFFIX)
 
 
-def write(student: Student, teacher: Path, path: Path, overwrite: bool, facts: Mapping, progress: Progress
+def write(student: Student, original, path: Path, overwrite: bool, facts: Mapping, progress: Progress
           ) -> tuple[Path, dict[str, float]]:
-    """Write the student as it is now -> (the file, its bits).
+    """Write the student as it is now -> (the file, its bits). `path` may be the student's own file.
 
-    teacher: by whose weights errors are measured again; facts: what settings["tuning"] says. FormatError where the
-    file was changed meanwhile. The same student gives the same bytes.
+    original: opened reader of the teacher's weights, by which errors are measured again; facts: what settings["tuning"]
+    says. FormatError where the file was changed meanwhile. The same student gives the same bytes.
     """
-    with Reader(student.path, mapped=False) as reader, open_reader(teacher) as original, \
-            Writer(path, overwrite, expected_bytes=reader.file_bytes) as writer:
-        copy = _Copy(student, reader, original, writer)
-        progress.start("saving", reader.file_bytes)
-        for key in reader.keys():
-            copy.add(key)
-            progress.advance(reader.entry(key).nbytes, key)
-        copy.add_tables()
-        progress.finish()
-        metadata = {**reader.metadata, "vqpack.summary": dump(copy.summary()),
-                    "vqpack.settings": dump({**json_field(reader.metadata, "vqpack.settings", {}), "tuning": facts})}
+    nbytes = student.path.stat().st_size
+    with Writer(path, overwrite, expected_bytes=nbytes) as writer:
+        with Reader(student.path, mapped=False) as reader:
+            copy = _Copy(student, reader, original, writer)
+            progress.start("saving", nbytes)
+            for key in reader.keys():
+                copy.add(key)
+                progress.advance(reader.entry(key).nbytes, key)
+            copy.add_tables()
+            progress.finish()
+            metadata = {**reader.metadata, "vqpack.summary": dump(copy.summary()),
+                        "vqpack.settings": dump({**json_field(reader.metadata, "vqpack.settings", {}),
+                                                 "tuning": facts})}
         _, metadata = settle(writer, copy.rows, copy.stored, lambda bits: {**metadata, "vqpack.bits": dump(bits)})
-        final = writer.close(metadata, progress)
+        final = writer.close(metadata, progress)           # the reader is closed: the file itself may be replaced
     return final, json_field(metadata, "vqpack.bits", {})
 
 

@@ -3,15 +3,15 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..calibration.calls import Calls, draw, load_calls, save_calls
-from ..calibration.settings import Picture, Settings
+from ..calibration.calls import Calls, load_calls, save_calls
+from ..calibration.settings import Picture
 from ..errors import UnsupportedError
 from ..progress import Progress
 
@@ -55,24 +55,20 @@ class Lessons:
         """Pictures that were not recorded yet."""
         return [picture for picture in self.pictures if self._load(picture.index) is None]
 
-    def record(self, pipe, student_unet, kind: str, settings: Settings, progress: Progress) -> None:
-        """Draw what is missing, with the teacher or the student in its place, and note what the teacher says.
-
-        kind: of TRAJECTORIES; "mixed" takes turns.
-        """
-        teacher, todo = pipe.unet, self.missing()
+    def record(self, drawn: Callable[[Picture], tuple[Calls, list[torch.Tensor]]], progress: Progress) -> None:
+        """Keep what is missing. drawn(picture): its calls and, for each, what the teacher says [halves, 4, h, w]."""
+        todo = self.missing()
         progress.start("recording the teacher", max(1, len(todo)))
-        try:
-            for picture in todo:
-                progress.advance(0, picture.prompt[:50])
-                by_student = kind == "student" or (kind == "mixed" and picture.index % 2 == 1)
-                pipe.unet = student_unet if by_student else teacher
-                calls = draw(pipe, picture, settings, progress)
-                said = [calls.ask(teacher, i).float().cpu() for i in range(len(calls.steps))]
-                self._save(picture.index, calls, torch.stack(said) if said else torch.zeros(0))
-        finally:
-            pipe.unet = teacher
+        for picture in todo:
+            progress.advance(0, picture.prompt[:50])
+            calls, said = drawn(picture)
+            said = [answer.detach().to("cpu", torch.float32) for answer in said]
+            self._save(picture.index, calls, torch.stack(said) if said else torch.zeros(0))
         progress.finish()
+
+    def calls(self, picture: int) -> Calls:
+        """What the UNet was asked in one picture."""
+        return self._get(picture)[0]
 
     def sort_out(self, name: str) -> None:
         """Fill train and held_out; UnsupportedError where the teacher said nothing finite."""

@@ -45,19 +45,20 @@ class Course:
 
 
 class Loop:
-    """One fine-tune. state: its file; tell: called with sentences."""
+    """One fine-tune. state: its file; tell: called with sentences; looked: with the course whenever it was judged."""
 
     def __init__(self, student: Student, lessons: Lessons, tuning: Tuning, guidance: float, progress: Progress,
-                 state: Path, tell: Callable[[str], None] = lambda _: None):
+                 state: Path, tell: Callable[[str], None] = lambda _: None,
+                 looked: Callable[[Course], None] = lambda _: None):
         self.student, self.lessons, self.tuning, self.progress = student, lessons, tuning, progress
-        self.path, self.tell, self.guidance = state, tell, guidance
+        self.path, self.tell, self.looked, self.guidance = state, tell, looked, guidance
         rates = {kind: rate * tuning.rate for kind, rate in RATES.items()}
         self.optimizer = torch.optim.AdamW(student.groups(rates), betas=(0.9, 0.95), weight_decay=0.0)
         self.held_out = spread(lessons.held_out, tuning.held_out_calls)
         self.course, self.best = Course(steps=tuning.steps), student.values()
         self.power = lessons.power()
         self.flipper = Flipper(student, tuning.flips) if tuning.flips else None
-        self._saved, self._cost, self._whole = time.monotonic(), 0.0, True
+        self._saved, self._cost, self._shown, self._whole = time.monotonic(), 0.0, 0.0, True
         self._load()
 
     def run(self) -> Course:
@@ -90,12 +91,14 @@ class Loop:
             self.course.weights = relative_weights(losses, levels).tolist()
         self.course.start = self.course.best = self._mean(losses, levels)
         self.course.history.append((0, self.course.start))
+        self._show()
 
     def _work(self) -> None:
         course, tuning = self.course, self.tuning
         self.progress.start("tuning", course.steps or 1)
         self.progress.advance(course.step)
         times: list[float] = []
+        self._judge_if_due()               # a run that was stopped before it came to that
         if self.flipper is not None:
             self.flipper.gather(self._turn())
         while not course.stopped and (course.steps is None or course.step < course.steps):
@@ -111,9 +114,7 @@ class Loop:
             flipped = self.flipper is not None and course.step % tuning.flip_every == 0
             if flipped:
                 self._flip()
-            last = course.step == course.steps or self._late()
-            if course.steps is not None and (last or course.step % max(1, course.steps // tuning.checks) == 0):
-                self._judge()
+            self._judge_if_due()
             if self._late():
                 break
             if flipped or self.flipper is None:
@@ -150,7 +151,7 @@ class Loop:
         """As many steps as fit, the looks at held-out pictures counted."""
         course, tuning = self.course, self.tuning
         look = sum(times) / len(times) / tuning.batch / 3 * len(self.held_out)    # no backward pass: a third
-        left = 60 * tuning.minutes - course.seconds - tuning.checks * look
+        left = 60 * tuning.minutes - course.seconds - tuning.checks * (look + self._shown)
         course.steps = course.step + max(1, int(left / (sum(times) / len(times))))
         self.progress.start("tuning", course.steps)
         self.progress.advance(course.step)
@@ -214,6 +215,13 @@ class Loop:
     def _mean(self, losses: torch.Tensor, levels: torch.Tensor) -> float:
         return float((losses.double() * self.loss().of_levels(levels)).mean())
 
+    def _judge_if_due(self) -> None:
+        course = self.course
+        if course.steps is None or course.history[-1][0] == course.step:
+            return
+        if course.step == course.steps or self._late() or course.step % max(1, course.steps // self.tuning.checks) == 0:
+            self._judge()
+
     def _judge(self) -> None:
         """Look at the held-out pictures; keep the best, stop where it gets much worse."""
         course = self.course
@@ -224,6 +232,12 @@ class Loop:
         elif not value < DIVERGED * course.start:
             course.stopped = (f"the held-out error was {value / course.start:.1f} times the error at the start at step "
                               f"{course.step}, so tuning ended there: a lower --rate may help")
+        self._show()
+
+    def _show(self) -> None:
+        started = time.monotonic()
+        self.looked(self.course)
+        self._shown = time.monotonic() - started
 
     def _save_sometimes(self) -> None:
         if time.monotonic() - self._saved >= max(SAVE_SECONDS, SAVE_COST * self._cost):

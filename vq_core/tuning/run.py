@@ -1,4 +1,4 @@
-"""tune(): a vqpack file, its original and prompts in, a better file of the same codes out. A stopped run goes on."""
+"""tune(): a vqpack file, its teacher and prompts in, a better file of the same codes out. A stopped run goes on."""
 from __future__ import annotations
 
 import hashlib
@@ -6,8 +6,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,41 +15,41 @@ import torch
 
 from ..calibration.file import Calibration
 from ..calibration.groups import coded_layers
+from ..calibration.run import fixed_threads, read_given
 from ..calibration.settings import Settings, pictures, preset_settings
-from ..compare.models import (
-    NEEDS_PICTURE,
-    Checkpoint,
-    Models,
-    built_in_prompts,
-    described,
-    find_configs,
-    free_memory,
-    open_checkpoint,
-    unet_shapes,
-)
-from ..compare.prompts import BUILT_IN, Prompts, read_prompts
+from ..compare.models import Checkpoint, free_memory, open_checkpoint
+from ..compare.prompts import BUILT_IN, Prompts
 from ..device_memory import is_out_of_memory
-from ..errors import FormatError, PlanError, UnsupportedError, VQError
+from ..errors import FormatError, PlanError, VQError
+from ..inspection import json_field, read_result
 from ..locked_files import delete_locked, open_locked
 from ..progress import Progress
 from ..publish import os_error
 from ..version import __version__
 from .branch import add_branches
+from .drawing import Drawing, Look, Looking
 from .export import target, write
 from .lessons import Lessons
 from .loop import Course, Loop
 from .memory import of_student
 from .settings import Tuning
 from .student import Student
+from .teacher import CheckpointTeacher, check_together
 
 MINUTES = 30.0
-LONGEST_PROMPT = 1 << 20                   # characters; what the encoders do not read is cut
 HELD_OUT_SHARE = 0.2                       # of the pictures
+
+
+class NothingGained(VQError):
+    """The held-out error did not fall, so no file was written."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run produced. before, after: squared error of the held-out predictions over the teacher's power."""
+    """What a run produced. before, after: squared error of the held-out predictions over the teacher's power.
+
+    already_there: the same run's file was found and nothing was done.
+    """
 
     path: Path
     bits: dict[str, float]
@@ -57,8 +57,9 @@ class Result:
     after: float
     steps: int
     seconds: float
-    history: tuple[tuple[int, float], ...]
-    notes: tuple[str, ...]
+    history: tuple[tuple[int, float], ...] = ()
+    notes: tuple[str, ...] = ()
+    already_there: bool = False
 
     @property
     def gain(self) -> float:
@@ -66,43 +67,48 @@ class Result:
         return 10 * math.log10(self.before / self.after) if self.after > 0 else math.inf
 
 
-def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None, *,
+def tune(path: str | Path, teacher: str | Path | CheckpointTeacher, output: str | Path | None = None, *,
          prompts: str | Path | Sequence[str] = BUILT_IN, count: int | None = None, tuning: Tuning | None = None,
          preset: str = "base", size: tuple[int, int] | None = None, device: str | None = None,
          configs: str | Path | None = None, calibration: str | Path | None = None,
-         recordings: str | Path | None = None, overwrite: bool = False, finish: bool = False,
-         progress: Progress | None = None, tell: Callable[[str], None] | None = None, **settings) -> Result:
+         recordings: str | Path | None = None, overwrite: bool = False, finish: bool = False, run: str | None = None,
+         progress: Progress | None = None, tell: Callable[[str], None] | None = None,
+         show: Callable[[Look], None] | None = None, **settings) -> Result:
     """Teach a vqpack file to predict what the checkpoint it was made from predicts; its codes stay as they are.
 
-    path: the file. teacher: the original, any checkpoint of the same architecture and kind of prediction. output: file
-    or folder, None = beside the file. prompts: "built-in", a file, or a list; a fifth of them is held out. finish:
-    write the best that a stopped run has found, without another step. settings: fields of calibration.settings.Settings
-    that replace the preset's. calibration: file of `vqpack calibrate`, for where low-rank branches begin. tell: called
-    with each sentence worth reading. recordings: folder where what the teacher said is kept for other runs. The same
-    input, settings and number of steps give the same bytes on the CPU. Raises VQError; where nothing got better nothing
-    is written.
+    path: the file. teacher: the original, any checkpoint of the same architecture and kind of prediction, or an object
+    like teacher.CheckpointTeacher. output: file or folder, None = beside the file; the file itself where `overwrite`.
+    prompts: "built-in", a file, or a list; a fifth of them is held out. finish: write the best that a stopped run has
+    found, without another step. settings: fields of calibration.settings.Settings that replace the preset's.
+    calibration: file of `vqpack calibrate`, for where low-rank branches begin. run: what the file says by which the
+    same run finds it, None = a hash of all that decides it. tell: called with each sentence worth reading; show: with
+    a Look at the start, after each look at the held-out pictures and at the end. recordings: folder where what the
+    teacher said is kept for other runs. The same input, settings and number of steps give the same bytes on the CPU.
+    Raises VQError; where nothing got better NothingGained, and nothing is written.
     """
     started, progress = time.monotonic(), progress or Progress()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tuning = tuning or Tuning(minutes=MINUTES)
     tuning.check()
-    file, original = open_checkpoint(path, "B"), open_checkpoint(teacher, "A")
-    _check_together(file, original)
-    given = _read(prompts, count, original)
-    models = Models((original, file), device, find_configs([original, file], configs))
-    chosen = preset_settings(preset, size or models.size(), **{"held_out_share": HELD_OUT_SHARE, **settings},
+    file = open_checkpoint(path, "B")
+    if isinstance(teacher, str | Path):
+        teacher = CheckpointTeacher(open_checkpoint(teacher, "A"), file, device, configs)
+    check_together(file, teacher)
+    teacher.check(tuning.trajectory)
+    given = read_given(prompts, count, teacher.built_in)
+    chosen = preset_settings(preset, size or teacher.size(), **{"held_out_share": HELD_OUT_SHARE, **settings},
                              device=torch.device(device).type)
     if settings.get("timesteps") is None:
         chosen = replace(chosen, timesteps=chosen.steps)     # every step that is drawn is learned from
     try:
-        chosen.check(models.factor())
+        chosen.check(teacher.factor(), teacher.samplers, teacher.schedulers)
     except PlanError as error:             # --steps are of learning here
         raise PlanError(str(error).replace("--steps", "--sampler-steps")) from None
-    job = _Job(models, file, original, tuning, chosen, given, progress, tell or (lambda _: None))
-    job.use(calibration, recordings)
+    job = _Job(file, teacher, tuning, chosen, given, progress, tell or (lambda _: None))
+    job.use(calibration, recordings, device)
     try:
-        with _threads(chosen.threads if chosen.device == "cpu" else None):
-            return job.run(target(file.path, output), overwrite, finish, started)
+        with fixed_threads(chosen.threads if chosen.device == "cpu" else None):
+            return job.run(target(file.path, output), overwrite, finish, run, show, started)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
@@ -114,81 +120,53 @@ def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None
         free_memory()
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """A fixed number of torch's threads, so that the bytes do not depend on the machine; None = as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _check_together(file: Checkpoint, original: Checkpoint) -> None:
-    if file.kind != "vqpack file":
-        raise UnsupportedError(f"'{file.name}' is an ordinary checkpoint: give a file of `vqpack quantize`")
-    if original.architecture.name in NEEDS_PICTURE:
-        raise UnsupportedError(f"'{original.name}' is {NEEDS_PICTURE[original.architecture.name]}, which starts from a "
-                               f"picture, and tune draws from text")
-    if unet_shapes(file) != unet_shapes(original):
-        raise UnsupportedError(f"the teacher '{original.name}' is {described(original)} and '{file.name}' is "
-                               f"{described(file)}: the teacher must be the checkpoint the file was made from")
-    kinds = [(c.architecture.prediction, c.architecture.zero_terminal_snr) for c in (file, original)]
-    if kinds[0] != kinds[1]:
-        raise UnsupportedError(f"the teacher '{original.name}' predicts '{kinds[1][0]}' and '{file.name}' "
-                               f"'{kinds[0][0]}': the teacher must be the checkpoint the file was made from")
-
-
-def _read(prompts, count: int | None, original: Checkpoint) -> Prompts:
-    if isinstance(prompts, str | Path):
-        return read_prompts(prompts, count, built_in_prompts(original), longest=LONGEST_PROMPT)
-    texts = tuple(dict.fromkeys(text.strip() for text in prompts if text.strip()))
-    if not texts:
-        raise FormatError("the list of prompts is empty: tune needs at least one prompt")
-    return Prompts(texts[:count], "list")
-
-
 class _Job:
     """One run: who learns what from whom, and where its state is."""
 
-    def __init__(self, models: Models, file: Checkpoint, original: Checkpoint, tuning: Tuning, settings: Settings,
-                 prompts: Prompts, progress: Progress, tell: Callable[[str], None]):
-        self.models, self.file, self.original, self.tuning = models, file, original, tuning
+    def __init__(self, file: Checkpoint, teacher, tuning: Tuning, settings: Settings, prompts: Prompts,
+                 progress: Progress, tell: Callable[[str], None]):
+        self.file, self.teacher, self.tuning = file, teacher, tuning
         self.settings, self.progress, self._tell = settings, progress, tell
         self.notes: list[str] = []
         for note in prompts.notes:
             self.say(note)
         self.pictures = pictures(prompts.texts, settings)
         asked = [(picture.prompt, picture.seed) for picture in self.pictures]
-        drawn = [__version__, original.identity, settings.to_json(), asked]
+        drawn = [__version__, teacher.identity(progress), settings.to_json(), asked]
         if tuning.trajectory != "teacher":
             drawn.append((file.content or str(file.identity), tuning.trajectory))
         self.drawn = _digest(drawn)
         self.fingerprint = _digest([self.drawn, file.content or str(file.identity), tuning.to_json()])
+        before = json_field(file.metadata, "vqpack.settings", {}).get("tuning")      # of a file that is tuned again
+        self.asked = [teacher.name, before, settings.to_json(), asked, tuning.to_json(), tuning.steps, tuning.minutes]
 
-    def use(self, path: str | Path | None, recordings: str | Path | None) -> None:
+    def use(self, path: str | Path | None, recordings: str | Path | None, device: str) -> None:
         """Take low-rank branches' beginnings from a calibration; keep recordings in a folder of their own."""
-        self.calibration, self.recordings = path, recordings
+        self.calibration, self.recordings, self.device = path, recordings, device
         if path is None:
             return
         if not self.tuning.trained.rank:
             raise PlanError("--calibration says where low-rank branches begin: give --rank too, or leave it out")
         with Calibration(path) as found:
-            found.check({layer.key: layer.shape for layer in coded_layers(self.original.shapes)},
-                        f"'{self.original.name}'")
+            found.check({layer.key: layer.shape for layer in coded_layers(self.teacher.shapes)},
+                        f"'{self.teacher.name}'")
             self.fingerprint = _digest([self.fingerprint, found.fingerprint])
+            self.asked.append(found.fingerprint)
 
     def say(self, note: str) -> None:
         """Keep a sentence for the result and tell it at once."""
         self.notes.append(note)
         self._tell(note)
 
-    def run(self, path: Path, overwrite: bool, finish: bool, started: float) -> Result:
+    def run(self, path: Path, overwrite: bool, finish: bool, run: str | None, show, started: float) -> Result:
         """Record, learn, write."""
         if not path.parent.is_dir():
             raise VQError(f"the folder '{path.parent}' does not exist: create it or choose another one")
-        root = path.with_name(path.name.removesuffix(".safetensors") + ".tuning")
+        run = run or _digest([*self.asked, finish])[:32]
+        found = None if overwrite else self._existing(path, run)
+        if found is not None:
+            return found
+        root = state_folder(path)
         state = root / f"{self.fingerprint[:32]}.npz"
         if finish and not state.is_file():
             raise VQError(f"there is no stopped run of these settings beside '{path.name}' to be finished: leave out "
@@ -199,8 +177,8 @@ class _Job:
         if held is None:
             raise VQError(f"another run is tuning this file for '{path.name}': wait for it or choose another -o")
         try:
-            student, course = self._learn(root, state, finish)
-            final, bits = self._write(student, course, path, overwrite)
+            student, course = self._learn(root, state, finish, show)
+            final, bits = self._write(student, course, path, overwrite, run)
         finally:
             delete_locked(lock, held)
         state.unlink(missing_ok=True)
@@ -210,58 +188,82 @@ class _Job:
         return Result(final, bits, course.start, course.best, course.step, time.monotonic() - started,
                       tuple(course.history), tuple(self.notes))
 
-    def _learn(self, root: Path, state: Path, finish: bool) -> tuple[Student, Course]:
-        device, configs = self.models.device, self.models.folder(self.original) or self.models.folder(self.file)
+    def _existing(self, path: Path, run: str) -> Result | None:
+        """What the same run made of this file before."""
+        own, found = read_result(self.file.path), read_result(path)
+        if own is None or found is None or found["tuning"].get("run") != run or found["identity"] != own["identity"]:
+            return None
+        said = found["tuning"]
+        return Result(path, found["bits"], said["before"], said["after"], said["of"], 0.0, already_there=True)
+
+    def _learn(self, root: Path, state: Path, finish: bool, show) -> tuple[Student, Course]:
         self.progress.start("loading the file", 1, self.file.name)
-        student = Student(self.file.path, self.tuning.trained, device, configs)
+        student = Student(self.file.path, self.tuning.trained, self.device, self.teacher.configs)
         if student.content != self.file.content:
             raise FormatError(f"'{self.file.name}' was changed while it was read: run the same command again")
         self._add_branches(student)
-        memory = of_student(student, self.tuning.together, self.settings, self.models.factor())
+        memory = of_student(student, self.tuning.together, self.settings, self.teacher.factor())
         self.say(memory.sentence())
         if memory.checkpoint:
             student.unet.enable_gradient_checkpointing()
-        folder = Path(self.recordings or root) / self.drawn[:32]
-        folder.mkdir(parents=True, exist_ok=True)
-        lessons = Lessons(folder, self.pictures)
-        if lessons.missing():
-            pipe = self.models.pipeline(self.original)
-            lessons.record(pipe, student.unet, self.tuning.trajectory, self.settings, self.progress)
-            del pipe
-            free_memory()
-        lessons.sort_out(self.original.name)
-        if lessons.left_out:
-            self.say(f"{lessons.left_out} calls gave NaN or infinite values and were left out.")
+        lessons = self._lessons(root, student)
         self.say(f"{_listed(student.numbers())} are trained on {len(lessons.train)} calls; {len(lessons.held_out)} of "
                  f"other prompts judge.")
-        loop = Loop(student, lessons, self.tuning, self.settings.guidance, self.progress, state, self.say)
+        looked = (lambda _: None) if show is None else self._looking(student, lessons, show)
+        loop = Loop(student, lessons, self.tuning, self.settings.guidance, self.progress, state, self.say, looked)
         if loop.course.step:
             self.say(f"Going on after step {loop.course.step} of a stopped run.")
         course = loop.finished() if finish else loop.run()
         if course.stopped:
             self.say(f"{course.stopped[0].upper()}{course.stopped[1:]}.")
+        looked(course)
         return student, course
+
+    def _lessons(self, root: Path, student: Student) -> Lessons:
+        """What the teacher says; what is missing is recorded."""
+        folder = Path(self.recordings or root) / self.drawn[:32]
+        folder.mkdir(parents=True, exist_ok=True)
+        lessons = Lessons(folder, self.pictures)
+        if lessons.missing():
+            self.teacher.record(lessons, student.unet, self.tuning.trajectory, self.settings, self.progress)
+            free_memory()
+        lessons.sort_out(self.teacher.name)
+        if lessons.left_out:
+            self.say(f"{lessons.left_out} calls gave NaN or infinite values and were left out.")
+        return lessons
+
+    def _looking(self, student: Student, lessons: Lessons, show: Callable[[Look], None]) -> Callable[[Course], None]:
+        drawing = Drawing.of(lessons, self.file, self.teacher.configs, self.settings.guidance)
+        return Looking(student, drawing, show, self.progress)
 
     def _add_branches(self, student: Student) -> None:
         rank = self.tuning.trained.rank
         if not rank:
             return
         had = sum(layer.branch is not None for layer in student.layers.values())
-        with Calibration(self.calibration) if self.calibration else nullcontext() as found:
-            add_branches(student, self.original.path, rank, found, self.progress)
+        with Calibration(self.calibration) if self.calibration else nullcontext() as found, \
+                self.teacher.weights() as original:
+            add_branches(student, original, rank, found, self.progress)
         if had:
             self.say(f"{had} layers have a low-rank branch already, which is trained as it is.")
 
-    def _write(self, student: Student, course: Course, path: Path, overwrite: bool) -> tuple[Path, dict[str, float]]:
+    def _write(self, student: Student, course: Course, path: Path, overwrite: bool, run: str
+               ) -> tuple[Path, dict[str, float]]:
         if not course.best < course.start:
-            raise VQError(f"tuning did not lower the error on the held-out prompts in {course.step} steps, so nothing "
-                          f"was written: give more prompts or steps, or a lower --rate")
-        facts = {"steps": course.best_step, "of": course.step, "pictures": len(self.pictures),
+            raise NothingGained(f"tuning did not lower the error on the held-out prompts in {course.step} steps, so "
+                                f"nothing was written: give more prompts or steps, or a lower --rate")
+        facts = {"run": run, "steps": course.best_step, "of": course.step, "pictures": len(self.pictures),
                  "before": float(f"{course.start:.6g}"), "after": float(f"{course.best:.6g}"),
                  "trained": student.numbers(), "rank": self.tuning.trained.rank, "flips": self.tuning.flips,
                  "flipped": course.flipped, "loss": self.tuning.loss, "weighting": self.tuning.weighting,
                  "trajectory": self.tuning.trajectory, "batch": self.tuning.batch, "seed": self.tuning.seed}
-        return write(student, self.original.path, path, overwrite, facts, self.progress)
+        with self.teacher.weights() as original:
+            return write(student, original, path, overwrite, facts, self.progress)
+
+
+def state_folder(path: Path) -> Path:
+    """Where the state of a run lies whose result goes to `path`; gone once that is there."""
+    return path.with_name(path.name.removesuffix(".safetensors") + ".tuning")
 
 
 def _listed(numbers: dict[str, int]) -> str:
