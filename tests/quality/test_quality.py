@@ -2,9 +2,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -127,10 +124,7 @@ def test_bad_arguments_say_what_was_expected(bench, arguments, words, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_table(repository, first, tmp_path):
-    command = [sys.executable, "quality.py", "--prompts", "2", "--steps", "2", "--methods", METHODS, "--jobs", "2",
-               "--folder", tmp_path / "kept", "--out", tmp_path]
-    ran = subprocess.run(command, cwd=repository / "benchmarks", capture_output=True, text=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert ran.returncode == 0 and ran.stdout.count("min left") == 3, ran.stdout + ran.stderr
+def test_two_processes_give_the_same_table(run, first, tmp_path, capsys):
+    assert run(tmp_path, METHODS, "--jobs", "2")[0] == 0
+    assert capsys.readouterr().out.count("min left") == 3
     assert (tmp_path / "quality.csv").read_bytes() == (first[0] / "quality.csv").read_bytes()
