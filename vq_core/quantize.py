@@ -55,8 +55,8 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     each for the inputs it gets from those coded before (calibration/sequential.py); needs a calibration and, as
     source_path, a checkpoint with its text encoders. configs: a diffusers folder, for unusual ones.
     effort: of additive codes' search, "fast", "normal" (None) or "best" (VQDM's).
-    activations: preset (activations/specs.py) that the file's plan is to hold, None = what `plan` holds.
-    tuned: a file that this run of tuning.run.tune() has tuned since counts as an earlier result, too.
+    activations: preset (activations/specs.py) that the file's plan is to hold, None = what `plan` holds. tuned: a file
+    that this run of tuning.run.tune() has tuned since counts as an earlier result, too.
     device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
     same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
