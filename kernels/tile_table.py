@@ -27,7 +27,9 @@ class Tiles:
 
 
 # First prefix that fits. gfx11 has half the registers for a product's sums: 128 x 128 tiles of fp16 spilled 163 there.
+# sm_120: palettes spilled at four warps.
 TABLE = (
+    ("sm_12", Tiles(linear_warps=8)),
     ("gfx11", Tiles(linear_tokens=64)),
     ("gfx9", Tiles(linear_tokens=64)),
     ("", Tiles()),
