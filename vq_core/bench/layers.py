@@ -1,0 +1,94 @@
+"""One layer each way: dense, ours by each backend, LoRA beside and onto the weight, torch-op dequantization."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn import functional as F
+
+from ..low_rank import LowRank, add_beside_
+from ..scratch_pool import POOL
+from ..spec import TrellisSpec
+from ..weight import CodedWeight, shaped
+from .baseline import random_blocks
+from .decode_rates import backends
+from .parts import random_weight
+from .timing import Timing, copies_for, measure
+from .workload import BATCH, RANK, ConvShape, LinearShape
+
+SPEC = TrellisSpec(3, rotation=128)        # the default code with its rotation
+
+
+def linear_rows(shape: LinearShape, settings, lora: bool = True) -> Iterator[dict]:
+    """A row for each way, "dense" first; "over_dense" is its time over that one's."""
+    x = torch.randn(shape.tokens, shape.in_features, device=settings.device, dtype=settings.dtype)
+    term = _random_lora(shape, settings) if lora else None
+    yield from _rows(shape, settings, x, F.linear, term)
+
+
+def conv_rows(shape: ConvShape, settings) -> Iterator[dict]:
+    """As linear_rows, with maps and weights in torch's own order and, again, in the order of channels."""
+    x = torch.randn(BATCH, shape.in_channels, shape.side, shape.side, device=settings.device, dtype=settings.dtype)
+    yield from _rows(shape, settings, x, _conv, None)
+    yield from _rows(shape, settings, x.to(memory_format=torch.channels_last), _conv, None, "channels_last ")
+
+
+def _conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, weight, padding=1)
+
+
+def _rows(shape, settings, x, multiply: Callable, term: LowRank | None, prefix: str = "") -> Iterator[dict]:
+    copies = copies_for(x.nbytes + 2 * x.shape[0] * shape.shape[0], settings.device)
+    xs = [x, *(x.clone(memory_format=torch.preserve_format) for _ in range(copies - 1))]
+    weight = random_weight(shape.shape, SPEC, 0, settings.device)
+    memory = torch.channels_last if prefix else torch.contiguous_format
+    dense = weight.decode(settings.dtype, memory_format=memory)
+    base = None
+    for way, call in _ways(weight, dense, multiply, term, settings, bool(prefix)):
+        took = measure(call, xs, settings.device, settings.seconds)
+        base = base or took
+        yield _row(shape, prefix + way, took, base)
+
+
+def _ways(weight: CodedWeight, dense, multiply, term, settings, channels_last: bool) -> Iterator[tuple[str, Callable]]:
+    yield "dense", lambda x: multiply(x, dense)
+    for backend in backends(weight, settings.dtype):
+        def ours(x, backend=backend):
+            return _decode_and(multiply, x, weight, backend, channels_last)
+        yield f"ours, {backend}", ours
+    if term is not None:
+        best = backends(weight, settings.dtype)[0]
+        yield "dense, LoRA beside", lambda x: add_beside_(multiply(x, dense), x, [term])
+        yield f"ours, {best}, LoRA beside", lambda x: add_beside_(
+            _decode_and(multiply, x, weight, best, channels_last), x, [term])
+        yield f"ours, {best}, LoRA onto", lambda x: multiply(x, _onto(weight.decode(x.dtype, backend=best), term))
+    if not channels_last:
+        blocks = random_blocks(tuple(weight.shape), settings.device)
+        yield "4-bit blocks by torch operations", lambda x: multiply(x, blocks.decode(x.dtype))
+
+
+def _decode_and(multiply, x, weight: CodedWeight, backend: str, channels_last: bool) -> torch.Tensor:
+    """Decode into lent memory, multiply."""
+    with POOL.lend(weight.numel, x.dtype, weight.device) as memory:
+        matrix = weight.decode_matrix(x.dtype, backend=backend, out=memory.view(weight.shape[0], -1))
+        view = shaped(matrix, weight.shape)
+        return multiply(x, view if channels_last else view.contiguous())
+
+
+def _onto(weight: torch.Tensor, term: LowRank) -> torch.Tensor:
+    """LoRA added to the decoded weight as ComfyUI does it."""
+    weight += (term.scale * (term.up @ term.down)).type(weight.dtype)
+    return weight
+
+
+def _random_lora(shape: LinearShape, settings) -> LowRank:
+    options = {"device": settings.device, "dtype": settings.dtype}
+    return LowRank(torch.randn(shape.out_features, RANK, **options) / RANK,
+                   torch.randn(RANK, shape.in_features, **options) / shape.in_features**0.5, 0.7)
+
+
+def _row(shape, way: str, took: Timing, base: Timing) -> dict:
+    return {"shape": shape.name, "tokens": getattr(shape, "tokens", None), "weight": list(shape.shape),
+            "count": shape.count, "way": way, **took.as_row(),
+            "teraflops": round(shape.operations / took.median / 1e12, 3),
+            "over_dense": round(took.median / base.median, 3)}
