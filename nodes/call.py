@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ..kernels.linear import coded_linear
+from ..kernels.parts import Part
 from ..vq_core.low_rank import Term, add_beside_, beside_is_cheaper
 from ..vq_core.scratch_pool import decoded, may_lend
 from . import host
@@ -49,18 +51,33 @@ def _without_functions(layer) -> Iterator[None]:
 
 def _multiply(layer, input, weight, bias, functions: list) -> torch.Tensor:
     """weight: coded, or a tensor of its own where the host had to decode it."""
+    part = _part_to_fuse(layer, weight, input)
     if not functions:
-        with _dense(layer, weight, input) as dense:
-            return layer.multiply(input, dense, bias)
+        return _product(layer, input, weight, bias, part)
     terms = _terms(functions, weight.shape)
-    if terms is None or not beside_is_cheaper(terms, input[..., 0].numel(), input.dtype, input.device.type):
+    if terms is None or (part is None and not beside_is_cheaper(terms, input[..., 0].numel(), input.dtype,
+                                                                input.device.type)):
         kept = _kept(layer, weight, input)
         dense = plain(weight) if kept is None else kept.clone()      # functions write into it and may keep it
         for function in functions:
             dense = function(dense)
         return layer.multiply(input, dense, bias)
+    return add_beside_(_product(layer, input, weight, bias, part), input, terms)
+
+
+def _part_to_fuse(layer, weight, input: torch.Tensor) -> Part | None:
+    """What a kernel multiplies by without decoding it first; None for every other weight."""
+    if layer.kept is not None or not is_coded(weight) or weight.dtype != input.dtype:
+        return None
+    return unwrap(weight).part_to_fuse(input)
+
+
+def _product(layer, input, weight, bias, part: Part | None) -> torch.Tensor:
+    """Without patches."""
+    if part is not None:
+        return coded_linear(input, part, bias)
     with _dense(layer, weight, input) as dense:
-        return add_beside_(layer.multiply(input, dense, bias), input, terms)
+        return layer.multiply(input, dense, bias)
 
 
 def _terms(functions: list, shape) -> tuple[Term, ...] | None:

@@ -14,7 +14,7 @@ from ..vq_core.errors import UnsupportedError
 from .layout import is_coded
 
 _LOG = logging.getLogger(__name__)
-_MARK = "comfy_patched_weights"            # the host's, on layers that hold what a patcher put there
+LOADED_MARK = "comfy_patched_weights"      # the host's, on layers that are on the device as a patcher wants them
 _said: set[str] = set()
 
 
@@ -38,7 +38,7 @@ class Guarded:
     def __delattr__(self, name):
         """The host takes its mark off a layer once a patcher put back what it replaced; the rest is put back now."""
         super().__delattr__(name)
-        if name == _MARK:
+        if name == LOADED_MARK:
             self.put_back()
 
     def put_back(self) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ..vq_core.cost_model import worth_keeping
 from . import host
+from .guards import LOADED_MARK
 from .layout import decode, unwrap
 
 _SHARE_OF_FREE_MEMORY = 0.5                # more than this is left to the sampling, whatever was asked for
@@ -27,7 +28,7 @@ def fill(patcher, device, room: float) -> None:
     budget = min(getattr(patcher.model, "vq_keep_bytes", 0), room)
     if budget > 0:
         budget = min(budget, kept_bytes(modules.values()) + _SHARE_OF_FREE_MEMORY * host.free_bytes(device))
-    here = {key: module.weight for key, module in modules.items() if module.weight.device == torch.device(device)}
+    here = {key: module.weight for key, module in modules.items() if getattr(module, LOADED_MARK, False)}
     chosen = set() if budget <= 0 else _chosen(here, int(budget))
     for key, module in modules.items():
         if key not in chosen:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .scratch_pool import decoded
+from ..kernels.linear import coded_linear
+from .scratch_pool import decoded, may_lend
 from .weight import CodedWeight
 
 
@@ -56,8 +57,12 @@ class VQLinear(_VQModule):
     """y = x W^T + b with a coded W [out_features, in_features]."""
 
     def forward(self, x: torch.Tensor, *args) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        part = None if self.decoded is not None or not may_lend() else self.coded.part_to_fuse(x)
+        if part is not None:
+            return coded_linear(x, part, bias)
         with self._weight_as(x) as weight:
-            return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+            return F.linear(x, weight, bias)
 
 
 class VQConv2d(_VQModule):

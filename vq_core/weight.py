@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 
 from ..kernels.dispatch import decode_part
+from ..kernels.linear import can_fuse
 from ..kernels.parts import AdditivePart, LutPart, Part, Scales, TrellisPart
 from .errors import FormatError
 from .layout import ADDITIVE, LUT, Kind, Layout, PartHead
@@ -125,6 +126,13 @@ class CodedWeight:
         """
         for first, end, _, part in self.parts:
             decode_part(part, start, start + len(maps), maps.dtype, backend, maps[:, :, first:end])
+
+    def part_to_fuse(self, x: torch.Tensor) -> Part | None:
+        """The one part that kernels.linear.coded_linear multiplies x [..., in] by without decoding; None otherwise."""
+        if len(self.shape) != 2 or self.branch is not None or len(self.parts) != 1 or self.source_dtype != x.dtype:
+            return None
+        part = self.parts[0][3]
+        return part if can_fuse(part, x[..., 0].numel(), x.dtype, x.device) is None else None
 
 
 def shaped(matrix: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -120,4 +120,4 @@ def test_layers_give_the_same_as_dense_ones(weights, pool, poisoned_empty):
             plain = torch.nn.functional.conv2d(x, weight.decode(), padding=1)
             assert torch.equal(VQConv2d(weight, padding=1)(x), plain)
             last = VQConv2d(weight, padding=1)(x.to(memory_format=torch.channels_last))
-            torch.testing.assert_close(last, plain, rtol=1e-5, atol=1e-4)
+            assert float((last - plain).norm() / plain.norm()) < 1e-5        # another order of sums

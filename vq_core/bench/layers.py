@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
+from ...kernels.linear import coded_linear
 from ..low_rank import LowRank, add_beside_
 from ..scratch_pool import POOL
 from ..spec import TrellisSpec
@@ -44,26 +45,30 @@ def _rows(shape, settings, x, multiply: Callable, term: LowRank | None, prefix: 
     memory = torch.channels_last if prefix else torch.contiguous_format
     dense = weight.decode(settings.dtype, memory_format=memory)
     base = None
-    for way, call in _ways(weight, dense, multiply, term, settings, bool(prefix)):
+    for way, call in _ways(x, weight, dense, multiply, term, bool(prefix)):
         took = measure(call, xs, settings.device, settings.seconds)
         base = base or took
         yield _row(shape, prefix + way, took, base)
 
 
-def _ways(weight: CodedWeight, dense, multiply, term, settings, channels_last: bool) -> Iterator[tuple[str, Callable]]:
+def _ways(x, weight: CodedWeight, dense, multiply, term, channels_last: bool) -> Iterator[tuple[str, Callable]]:
+    ready = backends(weight, x.dtype)
     yield "dense", lambda x: multiply(x, dense)
-    for backend in backends(weight, settings.dtype):
-        def ours(x, backend=backend):
-            return _decode_and(multiply, x, weight, backend, channels_last)
-        yield f"ours, {backend}", ours
+    for backend in ready:
+        yield f"ours, {backend}", lambda x, backend=backend: _decode_and(multiply, x, weight, backend, channels_last)
     if term is not None:
-        best = backends(weight, settings.dtype)[0]
         yield "dense, LoRA beside", lambda x: add_beside_(multiply(x, dense), x, [term])
-        yield f"ours, {best}, LoRA beside", lambda x: add_beside_(
-            _decode_and(multiply, x, weight, best, channels_last), x, [term])
-        yield f"ours, {best}, LoRA onto", lambda x: multiply(x, _onto(weight.decode(x.dtype, backend=best), term))
+        yield f"ours, {ready[0]}, LoRA beside", lambda x: add_beside_(
+            _decode_and(multiply, x, weight, ready[0], channels_last), x, [term])
+        yield f"ours, {ready[0]}, LoRA onto", lambda x: multiply(
+            x, _onto(weight.decode(x.dtype, backend=ready[0]), term))
+    part = weight.part_to_fuse(x)
+    if part is not None:
+        yield "ours, fused", lambda x: coded_linear(x, part)
+    if part is not None and term is not None:
+        yield "ours, fused, LoRA beside", lambda x: add_beside_(coded_linear(x, part), x, [term])
     if not channels_last:
-        blocks = random_blocks(tuple(weight.shape), settings.device)
+        blocks = random_blocks(tuple(weight.shape), str(x.device))
         yield "4-bit blocks by torch operations", lambda x: multiply(x, blocks.decode(x.dtype))
 
 
