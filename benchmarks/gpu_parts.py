@@ -52,22 +52,21 @@ def unets(device: str, dtype: torch.dtype, pixels: int, batch: int, tiny: bool) 
             "ours, LoRA": lambda: with_lora(ours(device, dtype, tiny), dtype),
             "ours, 1 GB kept": lambda: ours(device, dtype, tiny, KEPT)}
     for way, make in ways.items():
-        yield from bench.guarded(lambda way=way, make=make: [one_unet(way, make(), arguments, pixels, batch,
-                                                                                    0.01 if tiny else 2.0)])
+        yield from bench.guarded(lambda way=way, make=make: [one_unet(way, make(), arguments, pixels, batch, tiny)])
 
 
-def one_unet(way: str, unet: nn.Module, arguments: dict, pixels: int, batch: int, seconds: float) -> dict:
+def one_unet(way: str, unet: nn.Module, arguments: dict, pixels: int, batch: int, tiny: bool) -> dict:
     """Milliseconds of a call, peak bytes beside the formula, first picture and second."""
     device = arguments["sample"].device.type
     _start_of_peak(device)
     pictures = []
     for _ in range(2):
         started = time.perf_counter()
-        for _ in range(STEPS):
+        for _ in range(1 if tiny else STEPS):
             out = unet(**arguments).sample
         out.sum().item()                   # waits
         pictures.append(round(time.perf_counter() - started, 4))
-    took = measure(lambda x: unet(**x), [arguments], device, seconds, 50)
+    took = measure(lambda x: unet(**x), [arguments], device, 0.01 if tiny else 2.0, 50)
     formula = memory(unet, pixels, batch, out.dtype.itemsize)
     return {"way": way, "pixels": pixels, "batch": batch, "ms": round(took.median * 1e3, 3),
             "ms_low": round(took.low * 1e3, 3), "ms_high": round(took.high * 1e3, 3), "pictures_seconds": pictures,
