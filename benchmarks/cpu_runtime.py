@@ -68,7 +68,7 @@ def load(path: Path, dtype: torch.dtype | None, workers: int) -> tuple[float, in
         coded = {key: reader.weight(key) for key in reader.coded_keys()}
         if dtype is not None:
             def work(key):
-                return coded[key].decode(torch.float16).to(dtype).numel()
+                return coded[key].decode(dtype).numel()
 
             for _, numel in as_done(work, coded, workers, Stoppable(Progress())):
                 weights += numel

@@ -1,10 +1,10 @@
 """What gpu_protocol.py measures, part by part; each yields rows of plain values.
 
-ceilings, decode, linears, convs, tokens: vqpack bench's. unet_512, unet_1024: one call of SDXL's UNet in fp16, dense,
-ours, ours with a LoRA of rank 32 on a third of the linear layers, ours with 1 GB of decoded weights kept; peak memory
-beside the formula that `vqpack doctor` prints; the first picture of four steps against the second. unet_compiled: the
-dense one compiled. text_share: the part of a call that goes into keys and values of the text, which are the same in
-every step. viterbi: weights coded a second.
+ceilings, decode, linears, groups, convs, tokens: vqpack bench's. unet_512, unet_1024: one call of SDXL's UNet in fp16,
+dense, ours, ours with a LoRA of rank 32 on a third of the linear layers, ours with 1 GB of decoded weights kept; peak
+memory beside the formula that `vqpack doctor` prints; the first picture of four steps against the second.
+unet_compiled: the dense one compiled. text_share: the part of a call that goes into keys and values of the text, which
+are the same in every step. viterbi: weights coded a second.
 """
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ class _Loader:
     def _decoded(self, item: tuple[str, CodedWeight]) -> torch.Tensor:
         """(key, weight) -> the weight in the wanted dtype, on the device"""
         weight = item[1].to(self.device)
-        return weight.decode(torch.float32).to(self.dtype or weight.source_dtype)
+        return weight.decode(self.dtype or weight.source_dtype)
 
     def _fill(self, model: nn.Module, prefix: str, names: PrefixTable) -> nn.Module:
         """Give a model on the meta device its weights; every one must come, with its shape."""

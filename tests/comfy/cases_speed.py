@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+from types import SimpleNamespace
 from unittest import mock
 
 import adapters
@@ -184,6 +185,30 @@ def case_lent() -> dict:
         lent = pool.held_bytes()
     return {"same": torch.equal(first, second), "held": held, "most": 2 * 4 * largest, "lent_with_gradients": lent,
             "gradient": float(x.grad.abs().sum())}
+
+
+def case_nodes() -> dict:
+    """The nodes themselves: Benchmark (VQ) on tiny shapes, the loaders' input; also on an old host."""
+    from vqpack.nodes import files
+    from vqpack.nodes.bench import VQBenchmark
+    from vqpack.nodes.loaders import VQCheckpointLoader, VQDiffusionModelLoader
+    from vqpack.vq_core.bench import run as bench
+
+    tiny = bench.Settings("cpu", torch.float32, 16, 0.001, ("ceilings", "linears"))
+    VQBenchmark.hidden = SimpleNamespace(unique_id="7")
+    with mock.patch.object(bench, "make_settings", lambda device, quick: tiny):
+        text, data = VQBenchmark.execute(quick=True).args
+    found = {"text": "x dense" in text, "json": sorted(json.loads(data))}
+    files.register_folders()
+    with mock.patch.object(files, "vq_path", lambda name: VQ):
+        for loader in (VQCheckpointLoader, VQDiffusionModelLoader):
+            loaded = loader.execute("tiny-vq.safetensors", "compressed", keep_decoded=3).args[0]
+            found[loader.__name__] = loaded.model.vq_keep_bytes
+            schema = {i.id: i for i in loader.define_schema().inputs}["keep_decoded"]
+            found[f"{loader.__name__}_input"] = [schema.optional, schema.default]
+        bare = VQDiffusionModelLoader.execute("tiny-vq.safetensors", "compressed").args[0]
+        found["left_out"] = bare.model.vq_keep_bytes
+    return found
 
 
 if __name__ == "__main__":

@@ -71,3 +71,12 @@ def test_memory_is_lent(found):
     row = found["lent"]
     assert row["same"]
     assert 0 < row["held"] <= row["most"] and row["lent_with_gradients"] == 0 and row["gradient"] > 0
+
+
+@pytest.mark.parametrize("host", ["comfyui", "old_comfyui"])
+def test_nodes(request, inside, host):
+    row = inside(request.getfixturevalue(host), "nodes", script="cases_speed.py")["nodes"]
+    assert row["text"] and {"vqpack", "machine", "label", "settings", "ceilings", "linears"} == set(row["json"])
+    for loader in ("VQCheckpointLoader", "VQDiffusionModelLoader"):
+        assert row[loader] == 3 << 20 and row[f"{loader}_input"] == [True, 0]
+    assert row["left_out"] == 0

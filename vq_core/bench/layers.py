@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
+from ...kernels import dispatch
 from ...kernels.linear import coded_linear
 from ..low_rank import LowRank, add_beside_
 from ..scratch_pool import POOL
@@ -32,6 +33,32 @@ def conv_rows(shape: ConvShape, settings) -> Iterator[dict]:
     x = torch.randn(BATCH, shape.in_channels, shape.side, shape.side, device=settings.device, dtype=settings.dtype)
     yield from _rows(shape, settings, x, _conv, None)
     yield from _rows(shape, settings, x.to(memory_format=torch.channels_last), _conv, None, "channels_last ")
+
+
+def group_rows(shape: LinearShape, settings) -> Iterator[dict]:
+    """q, k and v of one input: three products or one of three times the width, decoded one by one or in one launch."""
+    x = torch.randn(shape.tokens, shape.in_features, device=settings.device, dtype=settings.dtype)
+    weights = [random_weight(shape.shape, SPEC, seed, settings.device) for seed in range(3)]
+    dense = [weight.decode(settings.dtype) for weight in weights]
+    joined = torch.cat(dense)                                                       # [3 out, in]
+    three = LinearShape(f"q, k, v: {shape.name}", shape.tokens, 3 * shape.out_features, shape.in_features, 0)
+    ways = {"dense, three products": lambda x: [F.linear(x, weight) for weight in dense],
+            "dense, one product": lambda x: F.linear(x, joined),
+            "ours, three products": lambda x: [_decode_and(F.linear, x, weight, None, False) for weight in weights],
+            "ours, one launch, one product": lambda x: _decode_together(x, weights)}
+    base = None
+    for way, call in ways.items():
+        took = measure(call, [x], settings.device, settings.seconds)
+        base = base or took
+        yield _row(three, way, took, base)
+
+
+def _decode_together(x: torch.Tensor, weights: list[CodedWeight]) -> torch.Tensor:
+    with POOL.lend(sum(weight.numel for weight in weights), x.dtype, x.device) as memory:
+        joined = memory.view(-1, x.shape[-1])                                       # [3 out, in]
+        outs = joined.chunk(len(weights))
+        dispatch.decode_group([weight.parts[0][3] for weight in weights], list(outs))
+        return F.linear(x, joined)
 
 
 def _conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -72,7 +99,7 @@ def _ways(x, weight: CodedWeight, dense, multiply, term, channels_last: bool) ->
         yield "4-bit blocks by torch operations", lambda x: multiply(x, blocks.decode(x.dtype))
 
 
-def _decode_and(multiply, x, weight: CodedWeight, backend: str, channels_last: bool) -> torch.Tensor:
+def _decode_and(multiply, x, weight: CodedWeight, backend: str | None, channels_last: bool) -> torch.Tensor:
     """Decode into lent memory, multiply."""
     with POOL.lend(weight.numel, x.dtype, weight.device) as memory:
         matrix = weight.decode_matrix(x.dtype, backend=backend, out=memory.view(weight.shape[0], -1))

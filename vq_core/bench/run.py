@@ -14,9 +14,9 @@ from ..errors import PlanError
 from ..progress import Progress
 from ..version import __version__
 from . import ceilings, decode_rates, layers
-from .workload import CONVS, LINEARS, TOKENS, LinearShape, scaled
+from .workload import CONVS, LINEARS, SELF_ATTENTION, TOKENS, LinearShape, scaled
 
-PARTS = ("ceilings", "decode", "linears", "convs", "tokens")
+PARTS = ("ceilings", "decode", "linears", "groups", "convs", "tokens")
 _PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\|(?<![\w.])/)\S+")
 
 
@@ -56,6 +56,7 @@ def run(settings: Settings, progress: Progress | None = None) -> dict:
              "settings": {**asdict(settings), "dtype": dtype_name(settings.dtype), "parts": list(settings.parts)}}
     plan = {"ceilings": lambda: ceilings.rows(settings), "decode": lambda: decode_rates.rows(settings),
             "linears": lambda: _each(LINEARS, settings, layers.linear_rows),
+            "groups": lambda: _each(SELF_ATTENTION, settings, layers.group_rows),
             "convs": lambda: _each(CONVS, settings, layers.conv_rows), "tokens": lambda: _token_rows(settings)}
     progress.start("bench", len(settings.parts))
     with torch.inference_mode():

@@ -3,15 +3,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .run import PARTS
+
 
 def tell(found: dict) -> str:
     """Lines of text."""
     about = found["machine"]
     hardware = about.get("gpu") or about.get("cpu")
     lines = [f"vqpack {found['vqpack']}, torch {about['torch']}, {hardware}", found["label"]]
-    for part, write in (("ceilings", _ceilings), ("decode", _decode), ("linears", _layers), ("convs", _layers),
-                        ("tokens", _layers)):
-        if part in found:
+    for part in (name for name in PARTS if name in found):
+        write = {"ceilings": _ceilings, "decode": _decode}.get(part, _layers)
+        if found[part]:
             lines += ["", part, *write([row for row in found[part] if "error" not in row])]
             lines += [f"  failed: {row['error']}" for row in found[part] if "error" in row]
     return "\n".join([*lines, "", *_whole(found)])

@@ -55,6 +55,7 @@ LINEARS = (LinearShape("ff_in 1280", 2048, 10240, 1280, 60), LinearShape("ff_out
            LinearShape("attention 1280", 2048, 1280, 1280, 372), LinearShape("text k, v", 154, 1280, 2048, 120),
            LinearShape("ff_in 640", 8192, 5120, 640, 10), LinearShape("ff_out 640", 8192, 640, 2560, 10),
            LinearShape("attention 640", 8192, 640, 640, 70))
+SELF_ATTENTION = (LINEARS[2], LINEARS[6])  # whose q, k and v share an input
 CONVS = (ConvShape("conv 1280", 32, 1280, 1280, 15), ConvShape("conv 640", 64, 640, 640, 12),
          ConvShape("conv 320", 128, 320, 320, 13))
 TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)       # of the sweep over ff_in 1280
