@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Iterator
 
 import torch
@@ -19,54 +18,59 @@ MOST_IDLE = 2                              # buffers kept between calls: one in 
 
 
 class ScratchPool:
-    """Lends buffers by device, stream and thread, and keeps the largest that was asked for.
+    """Lends buffers by device and stream, and keeps the largest that was asked for.
 
-    A buffer that is lent is lent to nobody else; on a GPU what comes next on the same stream also runs after what was
-    queued before, and another stream has buffers of its own.
+    A buffer that is lent is lent to nobody else, in whatever thread. Given back, it may be written again at once: on a
+    GPU that runs after what was queued on the same stream before, and another stream has buffers of its own.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES):
         self.most_bytes = most_bytes
-        self._idle: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()     # thread -> {(device, stream): buffers}
+        self._idle: dict[tuple[str, int], list[torch.Tensor]] = {}          # (device, stream) -> uint8 [bytes] each
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def lend(self, numel: int, dtype: torch.dtype, device: torch.device) -> Iterator[torch.Tensor]:
         """A tensor [numel] that is yours until the block ends; it holds whatever was there before."""
-        nbytes, idle = numel * dtype.itemsize, self._of_here(device)
+        nbytes, place = numel * dtype.itemsize, _place(device)
         if nbytes > self.most_bytes:
             yield torch.empty(numel, dtype=dtype, device=device)
             return
-        buffer = idle.pop() if idle else None
+        buffer = self._take(place)
         if buffer is None or buffer.numel() < nbytes:
             buffer = None                  # let go of it first
-            with torch.inference_mode(False):                        # else it could be used in inference mode only
-                buffer = torch.empty(nbytes, dtype=torch.uint8, device=device)   # [bytes]
+            buffer = torch.empty(nbytes, dtype=torch.uint8, device=device)       # [bytes]
         try:
             yield buffer[:nbytes].view(dtype)
         finally:
-            if len(idle) < MOST_IDLE:
-                idle.append(buffer)
-                idle.sort(key=torch.Tensor.numel)                    # the largest is lent first
+            self._give_back(place, buffer)
 
     def held_bytes(self) -> int:
         """Bytes of the buffers nobody uses at the moment."""
         with self._lock:
-            return sum(buffer.numel() for places in self._idle.values() for idle in places.values() for buffer in idle)
+            return sum(buffer.numel() for idle in self._idle.values() for buffer in idle)
 
     def clear(self) -> None:
         """Let go of every buffer that nobody uses."""
         with self._lock:
-            for places in self._idle.values():
-                for idle in places.values():
-                    idle.clear()
+            self._idle.clear()
 
-    def _of_here(self, device: torch.device) -> list[torch.Tensor]:
-        """Idle buffers of this thread on the device's current stream."""
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    def _take(self, place: tuple[str, int]) -> torch.Tensor | None:
         with self._lock:
-            places = self._idle.setdefault(threading.current_thread(), {})
-            return places.setdefault((str(device), stream), [])
+            idle = self._idle.get(place)
+            return idle.pop() if idle else None
+
+    def _give_back(self, place: tuple[str, int], buffer: torch.Tensor) -> None:
+        with self._lock:
+            idle = self._idle.setdefault(place, [])
+            idle.append(buffer)
+            idle.sort(key=torch.Tensor.numel)                        # the largest is lent first
+            del idle[:-MOST_IDLE]
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    """The device and its current stream."""
+    return str(device), torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 POOL = ScratchPool()
