@@ -80,7 +80,7 @@ def may_lend() -> bool:
     """Whether a weight may stand in lent memory: not where autograd, a compiled graph or a CUDA graph would keep it."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
 
 
 @contextlib.contextmanager
