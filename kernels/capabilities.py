@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.util
 import platform
+from pathlib import Path
 
 import torch
 
@@ -37,6 +38,18 @@ def devices() -> list[str]:
     if torch.backends.mps.is_available():
         lines.append("mps")
     return lines
+
+
+def cpu_name() -> str:
+    """Model of the processor and those of its instruction sets that matter here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:                        # Windows, macOS
+        return platform.processor() or platform.machine()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{name} ({', '.join(known)})" if known else name
 
 
 def table() -> dict[str, str]:

@@ -10,6 +10,7 @@ class VQExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
         from . import files, kept_files
+        from .bench import VQBenchmark
         from .calibrate import VQCalibrate
         from .compare import VQCompare
         from .decompress import VQDecompressCheckpoint
@@ -25,4 +26,4 @@ class VQExtension(ComfyExtension):
         files.register_folders()
         kept_files.register_folders()
         return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
-                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune]
+                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune, VQBenchmark]

@@ -14,7 +14,7 @@ from ..vq_core.errors import UnsupportedError
 from .layout import is_coded
 
 _LOG = logging.getLogger(__name__)
-_MARK = "comfy_patched_weights"            # the host's, on layers that hold what a patcher put there
+LOADED_MARK = "comfy_patched_weights"      # the host's, on layers that are on the device as a patcher wants them
 _said: set[str] = set()
 
 
@@ -23,6 +23,7 @@ class Guarded:
 
     def register_parameter(self, name, param):
         """Called by every assignment of a parameter: remembers the first, until it comes back."""
+        self.kept = None                   # decoded from what is replaced now
         old, kept = self._parameters.get(name), self.__dict__.setdefault("originals", {})
         if old is not None and param is not None and not old.is_meta:
             if _same(kept.get(name, old), param):
@@ -37,7 +38,7 @@ class Guarded:
     def __delattr__(self, name):
         """The host takes its mark off a layer once a patcher put back what it replaced; the rest is put back now."""
         super().__delattr__(name)
-        if name == _MARK:
+        if name == LOADED_MARK:
             self.put_back()
 
     def put_back(self) -> None:
@@ -67,7 +68,7 @@ class Guarded:
                 memo[id(param)] = torch.nn.Parameter(param.detach().clone(), requires_grad=False)
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        new.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "kept"}, memo))
         return new
 
 

@@ -66,6 +66,8 @@ ModelPatcher = comfy.model_patcher.ModelPatcher
 # Dynamic VRAM came with 0.16; before it there is one patcher only.
 ModelPatcherDynamic = getattr(comfy.model_patcher, "ModelPatcherDynamic", None)
 LazyCastingParam = getattr(comfy.model_patcher, "LazyCastingParam", None)
+LoKrAdapter = comfy.weight_adapter.LoKrAdapter
+LoRAAdapter = comfy.weight_adapter.LoRAAdapter
 WeightAdapterBase = comfy.weight_adapter.WeightAdapterBase
 
 

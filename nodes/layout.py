@@ -95,7 +95,12 @@ def decode(coded: CodedWeight, dtype: torch.dtype, start: int = 0, stop: int | N
     Rounded to the source's dtype first: in fp32 (on the CPU) the unrounded weights of a full-size model moved its
     latents by 1.2e-3 from those of the decompressed file.
     """
-    return coded.decode(_math_dtype(coded.source_dtype), start, stop).to(dtype)
+    return coded.decode(rounded_to(coded), start, stop).to(dtype)
+
+
+def rounded_to(coded: CodedWeight) -> torch.dtype:
+    """The dtype a decoded weight is rounded to before anything else: its source's."""
+    return _math_dtype(coded.source_dtype)
 
 
 @functools.cache
@@ -120,7 +125,7 @@ _LIBRARIES: list = []                      # an operation lives as long as its l
 
 def _decode_named(blob: torch.Tensor, head: str) -> torch.Tensor:
     coded = CodedWeight(blob, _HEADS[head], _TABLES)
-    return decode(coded, _math_dtype(coded.source_dtype))                           # [*logical shape]
+    return decode(coded, rounded_to(coded))                                         # [*logical shape]
 
 
 def _shape_named(blob: torch.Tensor, head: str) -> torch.Tensor:

@@ -10,6 +10,8 @@ from .schema import COMPRESSED, MEMORY_MODES, make_schema
 _MEMORY_MODE = ("compressed: weights stay small in memory and are decoded in each step. "
                 "decoded: decoded once while loading, as fast and as large as the original checkpoint. "
                 "dynamic (experimental): compressed under ComfyUI's dynamic VRAM, not yet measured on a GPU.")
+_KEEP = ("Memory mode compressed: so many MB of decoded weights may stay on the device, as long as nothing else needs "
+         "them, so that these layers are not decoded in each step. 0: none.")
 
 
 def _inputs() -> list:
@@ -17,6 +19,8 @@ def _inputs() -> list:
         file_input(),
         io.Combo.Input("memory_mode", options=list(MEMORY_MODES), default=COMPRESSED, tooltip=_MEMORY_MODE),
         file_name_input(),
+        io.Int.Input("keep_decoded", display_name="keep decoded (MB)", default=0, min=0, max=1 << 17, step=64,
+                     optional=True, tooltip=_KEEP, extra_dict={"advanced": True}),
     ]
 
 
@@ -36,11 +40,11 @@ class VQCheckpointLoader(VQFileNode):
                      io.Vae.Output(tooltip="The VAE.")])
 
     @classmethod
-    def execute(cls, file, memory_mode, file_name=None) -> io.NodeOutput:
+    def execute(cls, file, memory_mode, file_name=None, keep_decoded=0) -> io.NodeOutput:
         """-> MODEL, CLIP, VAE"""
         from .loading import load_checkpoint
 
-        return io.NodeOutput(*load_checkpoint(files.vq_path(file_name or file), memory_mode))
+        return io.NodeOutput(*load_checkpoint(files.vq_path(file_name or file), memory_mode, keep_decoded << 20))
 
 
 class VQDiffusionModelLoader(VQFileNode):
@@ -56,8 +60,8 @@ class VQDiffusionModelLoader(VQFileNode):
             inputs=_inputs(), outputs=[io.Model.Output(tooltip="The UNet.")])
 
     @classmethod
-    def execute(cls, file, memory_mode, file_name=None) -> io.NodeOutput:
+    def execute(cls, file, memory_mode, file_name=None, keep_decoded=0) -> io.NodeOutput:
         """-> MODEL"""
         from .loading import load_diffusion_model
 
-        return io.NodeOutput(load_diffusion_model(files.vq_path(file_name or file), memory_mode))
+        return io.NodeOutput(load_diffusion_model(files.vq_path(file_name or file), memory_mode, keep_decoded << 20))

@@ -7,7 +7,7 @@ import torch
 
 from ..vq_core.container import Reader
 from ..vq_core.errors import UnsupportedError
-from . import host
+from . import host, kept
 from .files import is_unet_only
 from .layout import wrap
 from .ops import VQOps, VQOpsDecoded
@@ -20,14 +20,16 @@ _MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "ed
 _ALL = {"output_model": True, "output_clip": True, "output_vae": True}
 
 
-def load_checkpoint(path: str | Path, memory_mode: str = COMPRESSED) -> tuple:
+def load_checkpoint(path: str | Path, memory_mode: str = COMPRESSED, keep_bytes: int = 0) -> tuple:
     """A VQ file with a UNet -> (model patcher, clip or None, vae).
 
     memory_mode: COMPRESSED decodes in each call, DECODED once while loading (memory of the original checkpoint),
-    DYNAMIC is COMPRESSED under the host's dynamic VRAM. Raises VQError, in one sentence, for a file that is not ours.
+    DYNAMIC is COMPRESSED under the host's dynamic VRAM. keep_bytes: of decoded weights that COMPRESSED may keep.
+    Raises VQError, in one sentence, for a file that is not ours.
     """
     model, clip, vae = _load(path, memory_mode, _ALL)
-    _remember(model, _reload_model, path, memory_mode)
+    kept.set_budget(model, keep_bytes)
+    _remember(model, _reload_model, path, memory_mode, keep_bytes)
     if clip is not None:
         _remember(clip.patcher, _reload_clip, path, memory_mode)
     if getattr(vae, "patcher", None) is not None:
@@ -35,14 +37,15 @@ def load_checkpoint(path: str | Path, memory_mode: str = COMPRESSED) -> tuple:
     return model, clip, vae
 
 
-def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED):
+def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED, keep_bytes: int = 0):
     """The UNet of a VQ file, with or without text encoders and VAE in it -> model patcher."""
     sd, metadata = read_state_dict(path)
     operations, dynamic = _operations(memory_mode), memory_mode == DYNAMIC
     model = host.state_dict_to_diffusion_model(_unet_only(sd), metadata, operations, dynamic)
     if model is None:
         raise UnsupportedError(f"'{Path(path).name}' holds no diffusion model that this ComfyUI recognizes")
-    _remember(adopt(model), _reload_diffusion_model, path, memory_mode)
+    kept.set_budget(adopt(model), keep_bytes)
+    _remember(model, _reload_diffusion_model, path, memory_mode, keep_bytes)
     return model
 
 
@@ -94,18 +97,20 @@ def _operations(memory_mode: str) -> type:
     return VQOpsDecoded if memory_mode == DECODED else VQOps
 
 
-def _remember(patcher, factory, path, memory_mode: str) -> None:
+def _remember(patcher, factory, path, memory_mode: str, *more) -> None:
     """Tell the host how to make an independent copy of this model (compile, hooks, several devices)."""
-    patcher.cached_patcher_init = (factory, (str(path), memory_mode))
+    patcher.cached_patcher_init = (factory, (str(path), memory_mode, *more))
 
 
 def _mode(memory_mode: str, disable_dynamic: bool) -> str:
     return COMPRESSED if disable_dynamic and memory_mode == DYNAMIC else memory_mode
 
 
-def _reload_model(path: str, memory_mode: str, disable_dynamic: bool = False):
+def _reload_model(path: str, memory_mode: str, keep_bytes: int = 0, disable_dynamic: bool = False):
     parts = {**_ALL, "output_clip": False, "output_vae": False}
-    return _load(path, _mode(memory_mode, disable_dynamic), parts)[0]
+    model = _load(path, _mode(memory_mode, disable_dynamic), parts)[0]
+    kept.set_budget(model, keep_bytes)
+    return model
 
 
 def _reload_clip(path: str, memory_mode: str, disable_dynamic: bool = False):
@@ -118,5 +123,5 @@ def _reload_vae(path: str, memory_mode: str, disable_dynamic: bool = False):
     return _load(path, _mode(memory_mode, disable_dynamic), parts)[2].patcher
 
 
-def _reload_diffusion_model(path: str, memory_mode: str, disable_dynamic: bool = False):
-    return load_diffusion_model(path, _mode(memory_mode, disable_dynamic))
+def _reload_diffusion_model(path: str, memory_mode: str, keep_bytes: int = 0, disable_dynamic: bool = False):
+    return load_diffusion_model(path, _mode(memory_mode, disable_dynamic), keep_bytes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from . import host
+from . import call, host
 from .guards import Guarded
 from .layout import decode, is_coded, plain, unwrap
 from .stored import stored
@@ -19,6 +19,7 @@ class Coded(Guarded):
     """What the three share. Parameters are born on `meta`: a full-size weight is never allocated before loading."""
 
     decode_at_load = False
+    kept: torch.Tensor | None = None       # the decoded weight, where the model keeps it (kept.py)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                               error_msgs):
@@ -53,6 +54,7 @@ class Coded(Guarded):
     def _apply(self, fn, recurse=True):
         # Hosts move models before they load them, and torch cannot move `meta`. Assigning, where torch would swap the
         # coded tensor in place, also works while something holds a weak reference to it.
+        self.kept = None
         for name, value in self._parameters.items():
             if value is not None and not value.is_meta:
                 self._parameters[name] = torch.nn.Parameter(fn(value), requires_grad=False)
@@ -76,10 +78,7 @@ class Coded(Guarded):
 
     def forward_comfy_cast_weights(self, input):
         """One call where the weight has to be decoded, moved or patched; the host comes here as well."""
-        weight, bias, state = self._weight_and_bias(input=input)
-        out = self.multiply(input, plain(weight), bias)
-        host.uncast_bias_weight(self, weight, bias, state)
-        return out
+        return call.run(self, input)
 
     def _weight_and_bias(self, **options):
         """-> (weight, bias, what uncast_bias_weight needs); weight functions have run where there are any."""

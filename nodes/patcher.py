@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-from . import control, host
+from ..vq_core.scratch_pool import POOL
+from . import control, host, kept
 from .dense_view import DenseView
 from .guards import restore
 from .layout import decode, is_coded, unwrap
@@ -88,11 +89,16 @@ class _OnTheFly:
         patches = (getattr(module, "vq_patch", None) for _, module in self.coded_modules())
         return sum(patch.bytes_held for patch in patches if patch is not None)
 
+    def kept_bytes(self) -> int:
+        """Bytes of decoded weights that are kept on the device now."""
+        return kept.kept_bytes(module for _, module in self.coded_modules())
+
     def unpatch_model(self, device_to=None, unpatch_weights=True):
         """Take our patches out too (the host only does so after a partial load), and what foreign patchers left."""
         if unpatch_weights:
+            POOL.clear()
             for _, module in self.coded_modules():
-                module.vq_patch = None
+                module.vq_patch = module.kept = None
                 module.weight_function = [f for f in module.weight_function if not isinstance(f, VQPatch)]
         super().unpatch_model(device_to, unpatch_weights=unpatch_weights)
         if unpatch_weights:
@@ -178,7 +184,8 @@ class VQModelPatcher(_OnTheFly, host.ModelPatcher):
         """The host's load, then one patch per patched weight, its tensors on the device where they leave room.
 
         Their bytes come off the budget (0 with full_load: none given). Tensors that would take more than half of it
-        stay in main memory and cross over in each call, as the weights do that found no room.
+        stay in main memory and cross over in each call, as the weights do that found no room. Decoded weights are kept
+        in what is left of it.
         """
         budget = math.inf if full_load and not lowvram_model_memory else lowvram_model_memory
         wanted = self.patch_bytes()
@@ -189,11 +196,17 @@ class VQModelPatcher(_OnTheFly, host.ModelPatcher):
         super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
         self._attach(device_to if room else self.offload_device)
         self.model.model_loaded_weight_memory += self.held_bytes()
+        kept.fill(self, device_to, budget - self.model.model_loaded_weight_memory)
+        self.model.model_loaded_weight_memory += self.kept_bytes()
 
-    def partially_unload(self, *args, **kwargs):
-        """The host appends a second patch to what it unloads; leave one."""
-        freed = super().partially_unload(*args, **kwargs)
-        self._attach(None)
+    def partially_unload(self, device_to, memory_to_free=0, *args, **kwargs):
+        """Decoded weights go first. The host appends a second patch to what it unloads; leave one."""
+        POOL.clear()
+        freed = kept.drop(module for _, module in self.coded_modules())
+        self.model.model_loaded_weight_memory -= freed
+        if not freed or freed < memory_to_free:
+            freed += super().partially_unload(device_to, memory_to_free - freed, *args, **kwargs)
+            self._attach(None)
         return freed
 
 

@@ -7,7 +7,8 @@ import weakref
 
 import torch
 
-from . import host
+from ..vq_core.low_rank import Term
+from . import host, low_rank
 
 _LOG = logging.getLogger(__name__)
 _TEXT_ENCODER_KEYS = ("lora_te", "text_encoder")
@@ -15,18 +16,25 @@ _said_of_hooks: weakref.WeakSet = weakref.WeakSet()
 _said_of: dict | None = None               # the host hands one and the same empty dict to the model and to the CLIP
 
 
-class _Patches:
+class Patches:
     """Patches of one weight in the host's form, their tensors kept on the compute device."""
 
     def __init__(self, key: str, patches: list, original_weights: dict | None = None):
         self.key, self.bytes_held = key, 0
         self._original, self._held, self._on = patches, patches, None
         self._original_weights, self._tried = original_weights, False
+        self._terms, self._terms_of = None, None
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         if not self._tried:
             return self._try(weight)
         return self._calculate(self._held, weight)
+
+    def terms(self, shape: tuple[int, ...]) -> tuple[Term, ...] | None:
+        """These patches as side products of a Linear layer of this shape; None where the weight itself must change."""
+        if self._terms_of is not self._held:
+            self._terms, self._terms_of = low_rank.terms_of(self._held, shape), self._held
+        return self._terms
 
     def _calculate(self, patches: list, weight: torch.Tensor) -> torch.Tensor:
         return host.calculate_weight(patches, weight, self.key, intermediate_dtype=weight.dtype,
@@ -58,7 +66,7 @@ class _Patches:
         return self.bytes_held
 
 
-class VQPatch(_Patches):
+class VQPatch(Patches):
     """All patches that a model's patcher holds for one weight; uuid tells one set of patches from the next."""
 
     def __init__(self, key: str, patches: list, uuid):
@@ -66,7 +74,7 @@ class VQPatch(_Patches):
         self.uuid = uuid
 
 
-class HookPatch(_Patches):
+class HookPatch(Patches):
     """The patches a hook adds to one weight for a while, after VQPatch."""
 
     def move_if_room(self, device, counter) -> None:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import functools
 
+from ..vq_core import cost_model
 from .layout import is_coded
 from .ops import Coded
 
 
 def decode_scratch(model) -> int:
-    """Bytes for the largest weight: float32 while it is decoded, then its own dtype, twice more while a LoRA is added.
-
-    0 where no weight is coded.
-    """
+    """Bytes for the largest weight, as `vqpack doctor FILE` prints them; 0 where no weight is coded."""
     weights = (m.weight for m in model.modules() if isinstance(m, Coded) and is_coded(m.weight))
-    return max((weight.numel() * (4 + 3 * weight.dtype.itemsize) for weight in weights), default=0)
+    return max((cost_model.decode_scratch(weight.numel(), weight.dtype.itemsize) for weight in weights), default=0)
 
 
 def count_scratch(model) -> None:

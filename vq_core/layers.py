@@ -1,10 +1,15 @@
 """Torch modules over coded weights: decode, then the ordinary linear or convolution."""
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Container, Iterator
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..kernels.linear import coded_linear
+from .scratch_pool import decoded, may_lend
 from .weight import CodedWeight
 
 
@@ -37,17 +42,27 @@ class _VQModule(nn.Module):
         """The bias' dtype, else float32."""
         return self.bias.dtype if self.bias is not None else torch.float32
 
-    def _weight_as(self, x: torch.Tensor) -> torch.Tensor:
+    @contextlib.contextmanager
+    def _weight_as(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The weight in x's dtype, on its device, in x's memory format; to be used within the block."""
         if self.decoded is not None:
-            return self.decoded.to(x.dtype)
-        return self.coded.decode(x.dtype, device=x.device)
+            yield self.decoded.to(x.dtype)
+            return
+        channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        with decoded(self.coded.to(x.device), x.dtype, channels_last=channels_last) as weight:
+            yield weight
 
 
 class VQLinear(_VQModule):
     """y = x W^T + b with a coded W [out_features, in_features]."""
 
     def forward(self, x: torch.Tensor, *args) -> torch.Tensor:
-        return F.linear(x, self._weight_as(x), None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        part = None if self.decoded is not None or not may_lend() else self.coded.part_to_fuse(x)
+        if part is not None:
+            return coded_linear(x, part, bias)
+        with self._weight_as(x) as weight:
+            return F.linear(x, weight, bias)
 
 
 class VQConv2d(_VQModule):
@@ -60,7 +75,8 @@ class VQConv2d(_VQModule):
 
     def forward(self, x: torch.Tensor, *args) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, self._weight_as(x), bias, self.stride, self.padding, self.dilation, self.groups)
+        with self._weight_as(x) as weight:
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class VQEmbedding(_VQModule):
@@ -70,14 +86,15 @@ class VQEmbedding(_VQModule):
         return F.embedding(ids, self.weight)
 
 
-def replace_layers(model: nn.Module, weights: dict[str, CodedWeight], decode_once: bool = False,
+def replace_layers(model: nn.Module, weights: dict[str, CodedWeight], decode_once: Container[str] = (),
                    dtype: torch.dtype = torch.float32) -> nn.Module:
     """Swap the named Linear, Conv2d and Embedding modules of `model` (in place) for coded ones.
 
-    weights: module path -> CodedWeight. Biases are taken over. Raises KeyError for a path without such a module.
+    weights: module path -> CodedWeight. Biases are taken over. decode_once: the paths whose weights are decoded now and
+    kept, in dtype. Raises KeyError for a path without such a module.
     """
-    options = {"decode_once": decode_once, "dtype": dtype}
     for path, weight in weights.items():
+        options = {"decode_once": path in decode_once, "dtype": dtype}
         parent_path, _, name = path.rpartition(".")
         parent = model.get_submodule(parent_path)
         old = getattr(parent, name)

@@ -15,8 +15,10 @@ from .decompress import decode_tensor
 from .errors import FormatError, PlanError, UnsupportedError
 from .keymap import PrefixTable
 from .layers import replace_layers
+from .progress import Progress
 from .source_reader import SourceReader
 from .weight import CodedWeight
+from .workers import Stoppable, as_done, worker_count
 
 VAE_PREFIX = "first_stage_model."
 CLIP_L = "conditioner.embedders.0.transformer."
@@ -204,14 +206,22 @@ class _Loader:
 
     def _tensors(self, prefix: str, names: PrefixTable) -> Iterator[tuple[str, torch.Tensor | CodedWeight]]:
         """(diffusers name, tensor in the wanted dtype or coded weight kept as it is) of one component."""
-        for key in self.shapes:
-            if not key.startswith(prefix):
-                continue
-            name = names.apply(key[len(prefix):])
-            if key in self.coded and self.decode == "per_call":
-                yield name, self.reader.weight(key).to(self.device)
-            else:
+        own = {key: names.apply(key[len(prefix):]) for key in self.shapes if key.startswith(prefix)}
+        decoded = [key for key in own if key in self.coded and self.decode == "once"]
+        for key, name in own.items():
+            if key not in self.coded:
                 yield name, decode_tensor(self.reader, key, self.dtype).to(self.device)
+            elif self.decode == "per_call":
+                yield name, self.reader.weight(key).to(self.device)
+        # Read here, decoded side by side on the CPU: a layer has a thread to itself and waits for nobody.
+        weights = ((key, self.reader.weight(key)) for key in decoded)
+        for (key, _), tensor in as_done(self._decoded, weights, worker_count(self.device.type), Stoppable(Progress())):
+            yield own[key], tensor
+
+    def _decoded(self, item: tuple[str, CodedWeight]) -> torch.Tensor:
+        """(key, weight) -> the weight in the wanted dtype, on the device"""
+        weight = item[1].to(self.device)
+        return weight.decode(self.dtype or weight.source_dtype)
 
     def _fill(self, model: nn.Module, prefix: str, names: PrefixTable) -> nn.Module:
         """Give a model on the meta device its weights; every one must come, with its shape."""

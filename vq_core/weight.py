@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 
 from ..kernels.dispatch import decode_part
+from ..kernels.linear import can_fuse
 from ..kernels.parts import AdditivePart, LutPart, Part, Scales, TrellisPart
 from .errors import FormatError
 from .layout import ADDITIVE, LUT, Kind, Layout, PartHead
@@ -96,18 +97,27 @@ class CodedWeight:
         """
         if device is not None and self.blob.device != torch.device(device):
             return self.to(device).decode(dtype, start, stop, None, memory_format, backend)
+        matrix = self.decode_matrix(dtype, start, stop, backend)
+        return shaped(matrix, self.shape).contiguous(memory_format=memory_format)   # [rows, in] or [rows, in, kh, kw]
+
+    def decode_matrix(self, dtype: torch.dtype = torch.float32, start: int = 0, stop: int | None = None,
+                      backend: str | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows start..stop as codes are ordered, column `tap * in + channel` -> [rows, taps * in] in dtype.
+
+        out: a contiguous matrix of that shape and dtype, on the blob's device, to write to.
+        """
         stop = self.shape[0] if stop is None else stop
         if not 0 <= start <= stop <= self.shape[0]:
             raise ValueError(f"expected rows within 0 to {self.shape[0]}, got {start} to {stop}")
-        maps = torch.empty(stop - start, self.layout.taps, self.shape[1], device=self.device,
-                           dtype=dtype if self.branch is None else torch.float32)   # [rows, kh * kw, in]
+        shape = stop - start, self.layout.taps, self.shape[1]
+        if out is None:
+            out = torch.empty(shape, dtype=dtype, device=self.device).flatten(1)    # [rows, taps * in]
+        if self.branch is None:
+            self.decode_into(out.view(shape), start, backend)
+            return out
+        maps = torch.empty(shape, device=self.device)                               # [rows, taps, in], float32
         self.decode_into(maps, start, backend)
-        if self.branch is not None:
-            maps = add_branch(maps.flatten(1), *self.branch, start).to(dtype).view(maps.shape)
-        if len(self.shape) == 2:
-            return maps.flatten(1)                                                  # [rows, in]
-        maps = maps.unflatten(1, self.shape[2:])                                    # [rows, kh, kw, in]
-        return maps.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)     # [rows, in, kh, kw]
+        return out.copy_(add_branch(maps.flatten(1), *self.branch, start))
 
     def decode_into(self, maps: torch.Tensor, start: int = 0, backend: str | None = None) -> None:
         """Write rows start.. of all parts, without a low-rank branch, to maps [rows, kh * kw, in] on the blob's device.
@@ -116,6 +126,23 @@ class CodedWeight:
         """
         for first, end, _, part in self.parts:
             decode_part(part, start, start + len(maps), maps.dtype, backend, maps[:, :, first:end])
+
+    def part_to_fuse(self, x: torch.Tensor) -> Part | None:
+        """The one part that kernels.linear.coded_linear multiplies x [..., in] by without decoding; None otherwise."""
+        if len(self.shape) != 2 or self.branch is not None or len(self.parts) != 1 or self.source_dtype != x.dtype:
+            return None
+        part = self.parts[0][3]
+        return part if can_fuse(part, x[..., 0].numel(), x.dtype, x.device) is None else None
+
+
+def shaped(matrix: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Rows of a matrix [rows, taps * in] of a weight of this logical shape -> a view of them [rows, in, ...].
+
+    A convolution's view has the strides of torch.channels_last.
+    """
+    if len(shape) == 2:
+        return matrix
+    return matrix.view(len(matrix), *shape[2:], shape[1]).permute(0, 3, 1, 2)       # [rows, in, kh, kw]
 
 
 def join(pieces: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:

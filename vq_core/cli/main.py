@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_quantize, _add_calibrate, _add_plan, _add_tune, _add_inspect, _add_decompress, _add_verify,
-                _add_compare, _add_attach, _add_demo, _add_doctor):
+                _add_compare, _add_attach, _add_demo, _add_doctor, _add_bench):
         add(commands)
     return parser
 
@@ -189,6 +189,16 @@ def _add_demo(commands) -> None:
 def _add_doctor(commands) -> None:
     from .tools import run_doctor
 
-    p = commands.add_parser("doctor", help="what this machine can do, and why not more")
+    p = commands.add_parser("doctor", help="what this machine can do, and why not more; the memory a file takes")
+    p.add_argument("file", nargs="?", metavar="FILE", help="a vqpack file: GPU memory while sampling from it")
+    p.add_argument("--size", type=int, default=1024, metavar="PIXELS", help="side of the picture (default 1024)")
+    p.add_argument("--batch", type=int, default=2, help="pictures at once, times 2 with guidance (default 2)")
+    p.add_argument("--keep-decoded", type=int, default=0, metavar="MB", help="as in the loader node (default 0)")
     p.add_argument("--json", action="store_true", help="print JSON")
     p.set_defaults(run=run_doctor)
+
+
+def _add_bench(commands) -> None:
+    from .bench import add
+
+    add(commands)
