@@ -8,7 +8,7 @@ import torch
 from vqpack.vq_core.tuning import memory
 from vqpack.vq_core.tuning.lessons import order, spread
 from vqpack.vq_core.tuning.loss import INTERVALS, Loss, interval, relative_weights
-from vqpack.vq_core.tuning.settings import schedule
+from vqpack.vq_core.tuning.settings import gentler, schedule
 
 EVEN = torch.ones(INTERVALS)
 SDXL = {"act_fn": "silu", "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
@@ -54,6 +54,11 @@ def test_the_rate_rises_then_falls_to_nothing():
     shares = [schedule(step, 100, 10) for step in range(101)]
     assert shares[0] == pytest.approx(0.1) and max(shares) > 0.95 and shares[100] == pytest.approx(0, abs=1e-9)
     assert shares[10:] == sorted(shares[10:], reverse=True) and schedule(50, None, 10) == 1.0
+
+
+def test_better_students_take_smaller_steps():
+    assert gentler(1.0) == gentler(0.1) == 1.0                         # steps were made for these
+    assert gentler(4e-4) == pytest.approx(2 * gentler(1e-4)) and 0 < gentler(1e-5) < gentler(1e-4) < 1
 
 
 def test_memory_of_a_unet_is_counted(testbed):

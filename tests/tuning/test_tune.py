@@ -98,6 +98,10 @@ def test_a_diverging_run_keeps_the_best(coarse, testbed, quick, lessons, tmp_pat
     course = loop.run()
     assert "times the error at the start" in course.stopped and course.step < 4
     assert all(torch.equal(first[name], value) for name, value in student.values().items())
+    # the same rates for a student that is said to need a millionth of them
+    monkeypatch.setattr(loops, "gentler", lambda error: 1e-6)
+    loop = loops.Loop(student, lessons, wild, 3.0, Progress(), tmp_path / "gentle.npz")
+    assert not loop.run().stopped and loop.course.rate == 1e-6
     # a loss that is not a number
     monkeypatch.setattr(loops.Loop, "_ask", lambda self, batch: batch.ask(self.student.unet) * float("nan"))
     loop = loops.Loop(student, lessons, quick["tuning"], 3.0, Progress(), tmp_path / "other.npz")

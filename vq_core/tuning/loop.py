@@ -17,7 +17,7 @@ from ..progress import Progress
 from .flips import FIRST_STEP, Flipper
 from .lessons import Batch, Lessons, order, spread
 from .loss import INTERVALS, Loss, relative_weights
-from .settings import RATES, Tuning, schedule
+from .settings import RATES, Tuning, gentler, schedule
 from .student import Student
 
 PROBE = 6                                  # steps timed before their number is chosen, the first two left out
@@ -36,6 +36,7 @@ class Course:
     start: float = math.nan                # held-out losses
     best: float = math.inf
     best_step: int = 0
+    rate: float = 1.0                      # times the learning rates, by the error at the start
     norm: float = 0.0                      # running mean of the gradient's norm
     history: list[tuple[int, float]] = field(default_factory=list)     # (step, held-out loss)
     weights: list[float] = field(default_factory=lambda: [1.0] * INTERVALS)
@@ -89,6 +90,7 @@ class Loop:
         losses, levels = self._look()
         if self.tuning.weighting == "relative":
             self.course.weights = relative_weights(losses, levels).tolist()
+        self.course.rate = gentler(float(losses.double().mean()))
         self.course.start = self.course.best = self._mean(losses, levels)
         self.course.history.append((0, self.course.start))
         self._show()
@@ -196,7 +198,7 @@ class Loop:
                 parameter.grad.mul_(tuning.clip * course.norm / norm)
         share = schedule(course.step, course.steps, tuning.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base"] * share
+            group["lr"] = group["base"] * share * course.rate
         self._whole = False                # from here to the end a state on disk would be half a step
         self.optimizer.step()
         self.student.keep_in_range()
