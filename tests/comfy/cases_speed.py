@@ -76,13 +76,20 @@ def add(model, lora: dict, strength: float = STRENGTH):
     return comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0)[0]
 
 
+@functools.cache
+def models() -> tuple:
+    """The host's on the decompressed file, and ours."""
+    return stock(str(DENSE)), ours()
+
+
 def both_ways(make_model) -> dict:
     """Latents' distance to the host's, LoRA beside and onto; how often a side product was added."""
-    reference = sample(make_model(stock(str(DENSE))))
+    dense, coded = models()
+    reference = sample(make_model(dense))
     found = {"effect": apart(reference, references()["plain"])}
     for name, always in (("beside", True), ("onto", False)):
         with Beside(always) as seen:
-            found[name] = {"apart": apart(sample(make_model(ours())), reference), "calls": seen.calls,
+            found[name] = {"apart": apart(sample(make_model(coded)), reference), "calls": seen.calls,
                            "terms": seen.terms}
     return found
 

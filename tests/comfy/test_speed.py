@@ -1,8 +1,14 @@
 """What makes a VQ model faster changes no picture: LoRA beside, kept weights, lent memory; cases_speed.py."""
 from __future__ import annotations
 
-import adapters
+import importlib.util
+from pathlib import Path
+
 import pytest
+
+_spec = importlib.util.spec_from_file_location("adapters", Path(__file__).with_name("adapters.py"))
+adapters = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(adapters)
 
 TOLERANCE, EFFECT = 1e-4, 0.005            # relative, fp32; observed: near 1e-6
 BESIDE = ("lora", "lora_cp", "lokr", "lokr_cp", "two")     # on the five linear layers; "cp" has plain forms there
