@@ -74,7 +74,7 @@ def launch(x: torch.Tensor, of_token: torch.Tensor | None, part: Part, bias: tor
     constants |= {"ROW": scales.row is not None, "TOKEN": of_token is not None,
                   "BIAS": bias is not None and partial is None, "EXACT": exponent == 0, "ROWS": rows,
                   "COLS": size.linear_cols, "TOKENS": block}
-    warps = size.linear_warps * max(1, block // 64)      # 128 tokens spill in four warps
+    warps = size.linear_warps * (block // 64) if block >= 64 else size.warps    # 128 tokens spill in four warps
     return Launch(_linear, (*grid, splits), arguments, constants, warps), partial
 
 

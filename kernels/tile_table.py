@@ -23,7 +23,7 @@ class Tiles:
     linear_rows: int = 32     # of the weight, in a fused product (trellis: a unit)
     linear_cols: int = 64     # of the weight, at a time
     linear_tokens: int = 128  # rows of x that share a decoded tile
-    linear_warps: int = 4
+    linear_warps: int = 4     # for every 64 rows of x; fewer rows take `warps`
 
 
 # First prefix that fits. gfx11 has half the registers for a product's sums: 128 x 128 tiles of fp16 spilled 163 there.
