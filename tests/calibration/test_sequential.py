@@ -110,10 +110,10 @@ def test_later_blocks_are_coded_for_what_earlier_ones_give(testbed, small, plan,
 
 @pytest.fixture
 def few(monkeypatch):
-    """Few iterations, layer by layer and together."""
-    monkeypatch.setattr(adaround.Schedule.__init__, "__defaults__", (20, *adaround.Schedule.__init__.__defaults__[1:]))
-    defaults = (40, *reconstruct.Schedule.__init__.__defaults__[1:])
-    monkeypatch.setattr(reconstruct.Schedule.__init__, "__defaults__", defaults)
+    """Few iterations, layer by layer (which then do little) and, of a higher rate, together."""
+    alone, together = (made.__init__.__defaults__ for made in (adaround.Schedule, reconstruct.Schedule))
+    monkeypatch.setattr(adaround.Schedule.__init__, "__defaults__", (5, *alone[1:]))
+    monkeypatch.setattr(reconstruct.Schedule.__init__, "__defaults__", (80, 0.1, *together[2:]))
 
 
 def block_plan(testbed):
