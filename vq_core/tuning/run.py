@@ -16,26 +16,20 @@ import torch
 from ..calibration.file import Calibration
 from ..calibration.groups import coded_layers
 from ..calibration.settings import Settings, pictures, preset_settings
-from ..compare.models import (
-    NEEDS_PICTURE,
-    Checkpoint,
-    Models,
-    built_in_prompts,
-    described,
-    find_configs,
-    free_memory,
-    open_checkpoint,
-    unet_shapes,
-)
-from ..compare.prompts import BUILT_IN, Prompts, read_prompts
+from ..compare.models import Checkpoint, Models, find_configs, free_memory, open_checkpoint
+from ..compare.prompts import BUILT_IN, Prompts
 from ..device_memory import is_out_of_memory
-from ..errors import FormatError, PlanError, UnsupportedError, VQError
+from ..errors import FormatError, PlanError, VQError
 from ..locked_files import delete_locked, open_locked
 from ..progress import Progress
 from ..publish import os_error
 from ..version import __version__
+from . import reassign
 from .branch import add_branches
 from .export import target, write
+from .image_lessons import ImageLessons
+from .images import Image
+from .inputs import check_together, read_given_prompts, read_images
 from .lessons import Lessons
 from .loop import Course, Loop
 from .memory import of_student
@@ -43,7 +37,6 @@ from .settings import Tuning
 from .student import Student
 
 MINUTES = 30.0
-LONGEST_PROMPT = 1 << 20                   # characters; what the encoders do not read is cut
 HELD_OUT_SHARE = 0.2                       # of the pictures
 
 
@@ -57,6 +50,7 @@ class Result:
     after: float
     steps: int
     seconds: float
+    changed: float                         # share of the code groups that are not the file's, where they may change
     history: tuple[tuple[int, float], ...]
     notes: tuple[str, ...]
 
@@ -70,25 +64,26 @@ def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None
          prompts: str | Path | Sequence[str] = BUILT_IN, count: int | None = None, tuning: Tuning | None = None,
          preset: str = "base", size: tuple[int, int] | None = None, device: str | None = None,
          configs: str | Path | None = None, calibration: str | Path | None = None,
-         recordings: str | Path | None = None, overwrite: bool = False, finish: bool = False,
-         progress: Progress | None = None, tell: Callable[[str], None] | None = None, **settings) -> Result:
-    """Teach a vqpack file to predict what the checkpoint it was made from predicts; its codes stay as they are.
+         recordings: str | Path | None = None, images: str | Path | None = None, overwrite: bool = False,
+         finish: bool = False, progress: Progress | None = None, tell: Callable[[str], None] | None = None,
+         **settings) -> Result:
+    """Teach a vqpack file to predict what the checkpoint it was made from predicts; codes move only where asked.
 
     path: the file. teacher: the original, any checkpoint of the same architecture and kind of prediction. output: file
     or folder, None = beside the file. prompts: "built-in", a file, or a list; a fifth of them is held out. finish:
     write the best that a stopped run has found, without another step. settings: fields of calibration.settings.Settings
     that replace the preset's. calibration: file of `vqpack calibrate`, for where low-rank branches begin. tell: called
-    with each sentence worth reading. recordings: folder where what the teacher said is kept for other runs. The same
-    input, settings and number of steps give the same bytes on the CPU. Raises VQError; where nothing got better nothing
-    is written.
+    with each sentence worth reading. recordings: folder where what the teacher said is kept for other runs. images:
+    folder of pictures with captions; the file then learns to predict the noise in them (DDPM's loss). The same input,
+    settings and number of steps give the same bytes on the CPU. Raises VQError; where nothing got better nothing is
+    written.
     """
     started, progress = time.monotonic(), progress or Progress()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tuning = tuning or Tuning(minutes=MINUTES)
     tuning.check()
     file, original = open_checkpoint(path, "B"), open_checkpoint(teacher, "A")
-    _check_together(file, original)
-    given = _read(prompts, count, original)
+    check_together(file, original)
     models = Models((original, file), device, find_configs([original, file], configs))
     chosen = preset_settings(preset, size or models.size(), **{"held_out_share": HELD_OUT_SHARE, **settings},
                              device=torch.device(device).type)
@@ -98,7 +93,13 @@ def tune(path: str | Path, teacher: str | Path, output: str | Path | None = None
         chosen.check(models.factor())
     except PlanError as error:             # --steps are of learning here
         raise PlanError(str(error).replace("--steps", "--sampler-steps")) from None
-    job = _Job(models, file, original, tuning, chosen, given, progress, tell or (lambda _: None))
+    pictured: list[Image] = []
+    if images is None:
+        given = read_given_prompts(prompts, count, original)
+    else:
+        pictured, given = read_images(images, models, original, chosen, tuning, prompts, count, progress)
+        chosen = replace(chosen, guidance=1.0)               # no halves
+    job = _Job(models, file, original, tuning, chosen, given, pictured, progress, tell or (lambda _: None))
     job.use(calibration, recordings)
     try:
         with _threads(chosen.threads if chosen.device == "cpu" else None):
@@ -125,43 +126,21 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_together(file: Checkpoint, original: Checkpoint) -> None:
-    if file.kind != "vqpack file":
-        raise UnsupportedError(f"'{file.name}' is an ordinary checkpoint: give a file of `vqpack quantize`")
-    if original.architecture.name in NEEDS_PICTURE:
-        raise UnsupportedError(f"'{original.name}' is {NEEDS_PICTURE[original.architecture.name]}, which starts from a "
-                               f"picture, and tune draws from text")
-    if unet_shapes(file) != unet_shapes(original):
-        raise UnsupportedError(f"the teacher '{original.name}' is {described(original)} and '{file.name}' is "
-                               f"{described(file)}: the teacher must be the checkpoint the file was made from")
-    kinds = [(c.architecture.prediction, c.architecture.zero_terminal_snr) for c in (file, original)]
-    if kinds[0] != kinds[1]:
-        raise UnsupportedError(f"the teacher '{original.name}' predicts '{kinds[1][0]}' and '{file.name}' "
-                               f"'{kinds[0][0]}': the teacher must be the checkpoint the file was made from")
-
-
-def _read(prompts, count: int | None, original: Checkpoint) -> Prompts:
-    if isinstance(prompts, str | Path):
-        return read_prompts(prompts, count, built_in_prompts(original), longest=LONGEST_PROMPT)
-    texts = tuple(dict.fromkeys(text.strip() for text in prompts if text.strip()))
-    if not texts:
-        raise FormatError("the list of prompts is empty: tune needs at least one prompt")
-    return Prompts(texts[:count], "list")
-
-
 class _Job:
     """One run: who learns what from whom, and where its state is."""
 
     def __init__(self, models: Models, file: Checkpoint, original: Checkpoint, tuning: Tuning, settings: Settings,
-                 prompts: Prompts, progress: Progress, tell: Callable[[str], None]):
+                 prompts: Prompts, images: list[Image], progress: Progress, tell: Callable[[str], None]):
         self.models, self.file, self.original, self.tuning = models, file, original, tuning
         self.settings, self.progress, self._tell = settings, progress, tell
-        self.notes: list[str] = []
+        self.images, self.notes = images, list[str]()
         for note in prompts.notes:
             self.say(note)
         self.pictures = pictures(prompts.texts, settings)
         asked = [(picture.prompt, picture.seed) for picture in self.pictures]
         drawn = [__version__, original.identity, settings.to_json(), asked]
+        if images:
+            drawn.append([(image.name, image.sha256, image.bucket) for image in images])
         if tuning.trajectory != "teacher":
             drawn.append((file.content or str(file.identity), tuning.trajectory))
         self.drawn = _digest(drawn)
@@ -208,7 +187,7 @@ class _Job:
         if not any(root.iterdir()):
             root.rmdir()
         return Result(final, bits, course.start, course.best, course.step, time.monotonic() - started,
-                      tuple(course.history), tuple(self.notes))
+                      student.changed(), tuple(course.history), tuple(self.notes))
 
     def _learn(self, root: Path, state: Path, finish: bool) -> tuple[Student, Course]:
         device, configs = self.models.device, self.models.folder(self.original) or self.models.folder(self.file)
@@ -217,23 +196,20 @@ class _Job:
         if student.content != self.file.content:
             raise FormatError(f"'{self.file.name}' was changed while it was read: run the same command again")
         self._add_branches(student)
+        if self.tuning.trained.reassign != "none":
+            reassign.prepare(student, self.original.path, self.progress)
         memory = of_student(student, self.tuning.together, self.settings, self.models.factor())
         self.say(memory.sentence())
         if memory.checkpoint:
             student.unet.enable_gradient_checkpointing()
         folder = Path(self.recordings or root) / self.drawn[:32]
         folder.mkdir(parents=True, exist_ok=True)
-        lessons = Lessons(folder, self.pictures)
-        if lessons.missing():
-            pipe = self.models.pipeline(self.original)
-            lessons.record(pipe, student.unet, self.tuning.trajectory, self.settings, self.progress)
-            del pipe
-            free_memory()
+        lessons = self._lessons(folder, student)
         lessons.sort_out(self.original.name)
         if lessons.left_out:
             self.say(f"{lessons.left_out} calls gave NaN or infinite values and were left out.")
         self.say(f"{_listed(student.numbers())} are trained on {len(lessons.train)} calls; {len(lessons.held_out)} of "
-                 f"other prompts judge.")
+                 f"other {'pictures' if self.images else 'prompts'} judge.")
         loop = Loop(student, lessons, self.tuning, self.settings.guidance, self.progress, state, self.say)
         if loop.course.step:
             self.say(f"Going on after step {loop.course.step} of a stopped run.")
@@ -241,6 +217,21 @@ class _Job:
         if course.stopped:
             self.say(f"{course.stopped[0].upper()}{course.stopped[1:]}.")
         return student, course
+
+    def _lessons(self, folder: Path, student: Student) -> Lessons | ImageLessons:
+        """Recorded, or encoded."""
+        lessons = ImageLessons(folder, self.pictures, self.images) if self.images else Lessons(folder, self.pictures)
+        if not self.images and not lessons.missing():
+            return lessons
+        pipe = self.models.pipeline(self.original)
+        if self.images:
+            lessons.schedule(pipe.scheduler, self.original.name)
+            lessons.record(pipe, self.progress)
+        else:
+            lessons.record(pipe, student.unet, self.tuning.trajectory, self.settings, self.progress)
+        del pipe
+        free_memory()
+        return lessons
 
     def _add_branches(self, student: Student) -> None:
         rank = self.tuning.trained.rank
@@ -259,8 +250,11 @@ class _Job:
         facts = {"steps": course.best_step, "of": course.step, "pictures": len(self.pictures),
                  "before": float(f"{course.start:.6g}"), "after": float(f"{course.best:.6g}"),
                  "trained": student.numbers(), "rank": self.tuning.trained.rank, "flips": self.tuning.flips,
-                 "flipped": course.flipped, "loss": self.tuning.loss, "weighting": self.tuning.weighting,
-                 "trajectory": self.tuning.trajectory, "batch": self.tuning.batch, "seed": self.tuning.seed}
+                 "flipped": course.flipped, "reassign": self.tuning.trained.reassign,
+                 "candidates": self.tuning.trained.candidates, "changed": float(f"{student.changed():.6g}"),
+                 "learned_from": "images" if self.images else "teacher", "loss": self.tuning.loss,
+                 "weighting": self.tuning.weighting, "trajectory": self.tuning.trajectory, "batch": self.tuning.batch,
+                 "seed": self.tuning.seed}
         return write(student, self.original.path, path, overwrite, facts, self.progress)
 
 
