@@ -70,6 +70,23 @@ def book_of_groups(part: AdditivePart) -> torch.Tensor:
     return torch.arange(groups, device=part.codes.device) * part.codebooks.shape[0] // groups
 
 
+def book_ranges(part: AdditivePart) -> list[tuple[int, int, int, int]]:
+    """(block of books, first group of columns, end, columns of each group), in order.
+
+    A last group that is padded stands alone: only its real columns should count.
+    """
+    sizes = torch.bincount(book_of_groups(part), minlength=part.codebooks.shape[0]).tolist()
+    cols, found, first = part.channels * part.taps, [], 0
+    for block, size in enumerate(sizes):
+        whole = min(first + size, cols // part.group)
+        if whole > first:
+            found.append((block, first, whole, part.group))
+        if first + size > whole:
+            found.append((block, whole, first + size, cols % part.group))
+        first += size
+    return found
+
+
 def _trellis_sums(gradient: torch.Tensor, part: TrellisPart) -> torch.Tensor:
     rows, cols = gradient.shape
     unit = UNIT_STEPS * part.vector

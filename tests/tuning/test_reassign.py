@@ -49,11 +49,12 @@ def moved(layer, seed=1):
 
 
 def distances(part, vectors):
-    """Squared, of each group to each entry of its book: [out, groups, K]"""
+    """Squared, of each group to each entry of its book, padding left out: [out, groups, K]"""
     blocks, _, size, _ = part.codebooks.shape
     groups = vectors.shape[1]
     books = part.codebooks[torch.arange(groups) * blocks // groups, 0].double()         # [groups, K, g]
-    return (vectors[:, :, None].double() - books[None]).square().sum(3)
+    real = grouped(torch.ones(1, part.channels * part.taps, dtype=torch.float64), part)  # [1, groups, g]
+    return ((vectors[:, :, None].double() - books[None]) * real[:, :, None]).square().sum(3)
 
 
 @pytest.mark.parametrize(("kind", "bits", "options", "shape"), KINDS)

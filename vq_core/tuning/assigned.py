@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...kernels.gradients import book_of_groups, grouped, unrotated_gradient
+from ...kernels.gradients import book_of_groups, book_ranges, grouped, unrotated_gradient
 from ...kernels.packing import pack_codes, unpack_codes
 from ...kernels.parts import AdditivePart
 from ..encode.assign import assign
@@ -65,17 +65,11 @@ def over_scales(matrix: torch.Tensor, part: AdditivePart) -> torch.Tensor:
 def assign_groups(vectors: torch.Tensor, part: AdditivePart, old: torch.Tensor) -> torch.Tensor:
     """Vectors [out, groups, group] -> codes int64 [out, groups, M] for the part's books; old: its codes."""
     books, found = part.codebooks.float(), torch.empty_like(old)
-    for block, first, stop in ranges(part):
-        some = assign(vectors[:, first:stop].flatten(0, 1), books[block], old[:, first:stop].flatten(0, 1))
+    for block, first, stop, width in book_ranges(part):
+        some = assign(vectors[:, first:stop, :width].flatten(0, 1), books[block, ..., :width],
+                      old[:, first:stop].flatten(0, 1))
         found[:, first:stop] = some.view(len(vectors), stop - first, -1)
     return found
-
-
-def ranges(part: AdditivePart) -> list[tuple[int, int, int]]:
-    """(block of books, first group of columns, end) of every block that is used."""
-    sizes = torch.bincount(book_of_groups(part), minlength=part.codebooks.shape[0])
-    ends = sizes.cumsum(0).tolist()
-    return [(block, end - size, end) for block, (size, end) in enumerate(zip(sizes.tolist(), ends)) if size]
 
 
 def codes_of(part: AdditivePart) -> torch.Tensor:

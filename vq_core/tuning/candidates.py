@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ...kernels.decode_torch import Finish
-from ...kernels.gradients import grouped, ungrouped
+from ...kernels.gradients import book_ranges, grouped, ungrouped
 from ...kernels.parts import AdditivePart
 from ..encode.assign import nearest_entries
-from .assigned import codes_of, ranges
+from .assigned import codes_of
 
 HARD_FROM = 0.75                           # of the run: books and scales learn with the final codes after it
 MOST_LOGIT = 5.0                           # a share of .99 against .01: the entry itself is no distance away
@@ -28,9 +28,9 @@ class Candidates(nn.Module):
         count = min(count, part.codebooks.shape[2])
         near = torch.empty(*vectors.shape[:2], count, dtype=torch.int32, device=vectors.device)
         logits = torch.empty(near.shape, device=vectors.device)
-        for block, first, stop in ranges(part):
-            some, distances = nearest_entries(vectors[:, first:stop].flatten(0, 1), part.codebooks[block, 0].float(),
-                                              count)
+        for block, first, stop, width in book_ranges(part):
+            book = part.codebooks[block, 0, :, :width].float()
+            some, distances = nearest_entries(vectors[:, first:stop, :width].flatten(0, 1), book, count)
             begin = (distances[:, -1:] / distances.clamp(min=1e-30)).clamp(min=1.0).log().clamp(max=MOST_LOGIT)
             near[:, first:stop], logits[:, first:stop] = (x.view(-1, stop - first, count) for x in (some, begin))
         self.register_buffer("near", near, persistent=False)
@@ -52,7 +52,7 @@ class Candidates(nn.Module):
         """The part's matrix [out, cols] with every group the mixture."""
         mixed, books = self.trained.new_empty(*self.near.shape[:2], now.group), now.codebooks.float()
         shares = self.shares()
-        for block, first, stop in ranges(now):
+        for block, first, stop, _ in book_ranges(now):
             entries = books[block, 0][self.near[:, first:stop].long()]                 # [out, groups, count, group]
             mixed[:, first:stop] = (shares[:, first:stop, :, None] * entries).sum(2)
         out = mixed.new_empty(now.out_features, now.channels * now.taps, dtype=dtype)
@@ -65,7 +65,7 @@ class Candidates(nn.Module):
             return {}
         gradient, books, shares = grouped(integers, now), now.codebooks.float(), self.shares()
         of_shares = torch.empty_like(shares)
-        for block, first, stop in ranges(now):
+        for block, first, stop, _ in book_ranges(now):
             entries = books[block, 0][self.near[:, first:stop].long()]
             of_shares[:, first:stop] = (gradient[:, first:stop, None] * entries).sum(3)
         mean = (shares * of_shares).sum(2, keepdim=True)
@@ -75,7 +75,7 @@ class Candidates(nn.Module):
         """As kernels.gradients.entry_sums, a group's gradient shared out: float32 [blocks, 1, K, group]."""
         gradient, shares = grouped(integers, now), self.shares()
         sums = torch.zeros(now.codebooks.shape, device=gradient.device)
-        for block, first, stop in ranges(now):
+        for block, first, stop, _ in book_ranges(now):
             some = (shares[:, first:stop, :, None] * gradient[:, first:stop, None]).flatten(0, 2)
             sums[block, 0].index_add_(0, self.near[:, first:stop].flatten().long(), some)
         return sums

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ...kernels.gradients import book_of_groups, grouped
+from ...kernels.gradients import book_ranges, grouped
 from ...kernels.packing import pack_codes, unpack_codes
 from ...kernels.parts import AdditivePart, LutPart
 from ..encode.assign import assign
@@ -48,27 +48,29 @@ def error(part: Plain, integers: torch.Tensor) -> float:
     if isinstance(part, AdditivePart):
         bits = part.bits * part.codebooks.shape[1] / part.group
         return float(integers.square().mean().sqrt()) * 2.0**-bits
-    gap = 1.0 if part.values is None else float(part.values.max() - part.values.min()) / (2**part.bits - 1)
+    gap = 1.0 if part.values is None else (int(part.values.max()) - int(part.values.min())) / (2**part.bits - 1)
     return gap / 12**0.5
 
 
 def recode(part: Plain, targets: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of chosen groups for targets, float32 [out, cols] in integers.
 
-    -> codes, int64 [n, codes of a group]; and by how much the squared error falls, float32 [n], never below 0. What a
-    row's last group is padded with counts as zeros, as when it was coded.
+    -> codes, int64 [n, codes of a group]; and by how much the squared error falls, float32 [n], never below 0.
     """
     if not len(chosen):
         return torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0)
     chosen = chosen.to(targets.device)
     old = _codes(part).view(count(part), -1)[chosen]                   # [n, M]
     wanted, levels = _wanted(part, targets, chosen)
-    new = torch.empty_like(old)
-    for block, books in enumerate(levels):
-        mine = (_block(part, chosen) == block).nonzero()[:, 0]
+    new, gain = old.clone(), wanted.new_zeros(len(chosen))
+    place = chosen % _per_row(part)                                    # group of columns
+    for block, first, stop, width in _ranges(part):
+        mine = ((place >= first) & (place < stop)).nonzero()[:, 0]
         if len(mine):
-            new[mine] = assign(wanted[mine], books, old[mine]).to(new)
-    gain = _errors(part, levels, wanted, chosen, old) - _errors(part, levels, wanted, chosen, new)
+            some, books = wanted[mine, :width], levels[block, ..., :width]
+            found = assign(some, books, old[mine])
+            gain[mine] = _errors(books, some, old[mine]) - _errors(books, some, found)
+            new[mine] = found.to(new)
     return torch.where(gain[:, None] > 0, new, old).cpu(), gain.clamp(min=0).cpu()
 
 
@@ -99,6 +101,11 @@ def _codes(part: Plain) -> torch.Tensor:
     return unpack_codes(part.codes, part.bits, _per_row(part) * together).contiguous()
 
 
+def _ranges(part: Plain) -> list[tuple[int, int, int, int]]:
+    """As book_ranges; scalar codes have one book."""
+    return book_ranges(part) if isinstance(part, AdditivePart) else [(0, 0, _per_row(part), 1)]
+
+
 def _wanted(part: Plain, targets: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-> targets of the groups [n, g], and books they are coded with, float32 [blocks, M, K, g]"""
     if isinstance(part, AdditivePart):
@@ -110,21 +117,14 @@ def _wanted(part: Plain, targets: torch.Tensor, chosen: torch.Tensor) -> tuple[t
         2.0**part.bits, device=targets.device).view(1, 1, -1, 1)
 
 
-def _block(part: Plain, chosen: torch.Tensor) -> torch.Tensor:
-    """Block of books of each group, int64 [n]; scalar codes have one."""
-    return book_of_groups(part)[chosen % _per_row(part)] if isinstance(part, AdditivePart) else chosen * 0
-
-
 def _zero_points(part: LutPart, chosen: torch.Tensor) -> torch.Tensor:
     zeros, cols = part.zero_points.float().view(part.out_features, -1), part.channels * part.taps
     row, col = chosen // cols, chosen % cols
     return zeros[row, col // part.scales.group_size] if zeros.shape[1] > 1 else zeros[row, 0]
 
 
-def _errors(part: Plain, levels: torch.Tensor, wanted: torch.Tensor, chosen: torch.Tensor, codes: torch.Tensor
-            ) -> torch.Tensor:
-    """Squared error of each group with these codes, [n]."""
-    books = torch.nn.functional.pad(levels, (0, 0, 0, 1))              # a code without an entry decodes to zero
-    size, block = levels.shape[2], _block(part, chosen)
-    decoded = sum(books[block, m, codes[:, m].long().clamp(max=size)] for m in range(codes.shape[1]))
+def _errors(books: torch.Tensor, wanted: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Squared error of groups wanted [n, g] with codes [n, M] in books [M, K, g] -> [n]"""
+    padded = torch.nn.functional.pad(books, (0, 0, 0, 1))              # a code without an entry decodes to zero
+    decoded = sum(book[code.long().clamp(max=books.shape[1])] for book, code in zip(padded, codes.T, strict=True))
     return (wanted - decoded).square().sum(1)

@@ -133,7 +133,8 @@ class _Job:
                  prompts: Prompts, images: list[Image], progress: Progress, tell: Callable[[str], None]):
         self.models, self.file, self.original, self.tuning = models, file, original, tuning
         self.settings, self.progress, self._tell = settings, progress, tell
-        self.images, self.notes = images, list[str]()
+        self.images = images
+        self.notes: list[str] = []
         for note in prompts.notes:
             self.say(note)
         self.pictures = pictures(prompts.texts, settings)
