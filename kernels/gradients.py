@@ -46,6 +46,47 @@ def trellis_states(part: TrellisPart, low: int, high: int) -> torch.Tensor:
     return states.bitwise_and_(2**part.window - 1).view(units * UNIT_STEPS, cols)
 
 
+def grouped(matrix: torch.Tensor, part: AdditivePart) -> torch.Tensor:
+    """Columns in the order they are coded, cut into groups: [rows, cols] -> [rows, groups, group], zero padded."""
+    rows, cols = matrix.shape
+    groups = -(-cols // part.group)
+    if part.order:                                          # codes run over (channel, tap)
+        matrix = matrix.view(rows, part.taps, -1).transpose(1, 2).reshape(rows, cols)
+    return torch.nn.functional.pad(matrix, (0, groups * part.group - cols)).view(rows, groups, part.group)
+
+
+def ungrouped(vectors: torch.Tensor, part: AdditivePart) -> torch.Tensor:
+    """Inverse of grouped: [rows, groups, group] -> [rows, cols]."""
+    rows, cols = len(vectors), part.channels * part.taps
+    matrix = vectors.reshape(rows, -1)[:, :cols]
+    if part.order:
+        matrix = matrix.view(rows, part.channels, part.taps).transpose(1, 2).reshape(rows, cols)
+    return matrix.contiguous()
+
+
+def book_of_groups(part: AdditivePart) -> torch.Tensor:
+    """Block of books that each group of columns uses, int64 [groups]."""
+    groups = -(-part.channels * part.taps // part.group)
+    return torch.arange(groups, device=part.codes.device) * part.codebooks.shape[0] // groups
+
+
+def book_ranges(part: AdditivePart) -> list[tuple[int, int, int, int]]:
+    """(block of books, first group of columns, end, columns of each group), in order.
+
+    A last group that is padded stands alone: only its real columns should count.
+    """
+    sizes = torch.bincount(book_of_groups(part), minlength=part.codebooks.shape[0]).tolist()
+    cols, found, first = part.channels * part.taps, [], 0
+    for block, size in enumerate(sizes):
+        whole = min(first + size, cols // part.group)
+        if whole > first:
+            found.append((block, first, whole, part.group))
+        if first + size > whole:
+            found.append((block, whole, first + size, cols % part.group))
+        first += size
+    return found
+
+
 def _trellis_sums(gradient: torch.Tensor, part: TrellisPart) -> torch.Tensor:
     rows, cols = gradient.shape
     unit = UNIT_STEPS * part.vector
@@ -71,14 +112,10 @@ def _lut_sums(gradient: torch.Tensor, part: LutPart) -> torch.Tensor:
 
 
 def _additive_sums(gradient: torch.Tensor, part: AdditivePart) -> torch.Tensor:
-    rows, cols = gradient.shape
     blocks, num_codebooks, size, group = part.codebooks.shape
-    groups, taps = -(-cols // group), part.taps
-    if part.order:                                          # codes run over (channel, tap)
-        gradient = gradient.view(rows, taps, -1).transpose(1, 2).reshape(rows, cols)
-    gradient = torch.nn.functional.pad(gradient, (0, groups * group - cols)).view(rows, groups, group)
-    block = torch.arange(groups, device=gradient.device) * blocks // groups
-    book = block[:, None] * num_codebooks + torch.arange(num_codebooks, device=gradient.device)
+    gradient = grouped(gradient, part)                                                       # [rows, groups, g]
+    groups = gradient.shape[1]
+    book = book_of_groups(part)[:, None] * num_codebooks + torch.arange(num_codebooks, device=gradient.device)
     sums = gradient.new_zeros(blocks * num_codebooks * 2**part.bits, group)
     for low, high in _chunks(gradient):
         codes = unpack_codes(part.codes[low:high], part.bits, groups * num_codebooks).to(torch.int64)

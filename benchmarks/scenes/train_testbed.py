@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """-> exit code: 0 done, 1 failed, 2 wrong arguments, 3 paused."""
     args = _arguments(argv)
     preset = replace(PRESETS[args.preset], **{name: getattr(args, name) for name in ("steps", "vae_steps", "batch",
-                     "rate") if getattr(args, name) is not None})
+                     "rate", "scenes") if getattr(args, name) is not None})
     preset = smoke(preset) if args.smoke else preset
     if preset.kind == "student" and not args.teacher:
         print("expected --teacher with the pipeline folder of a finished UNet for the preset lcm, got none",
@@ -83,7 +83,7 @@ def _arguments(argv: list[str] | None):
     parser.add_argument("--workers", type=int, default=1, help="processes that draw the scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="two steps of everything")
-    for name, kind in (("steps", int), ("vae-steps", int), ("batch", int), ("rate", float)):
+    for name, kind in (("steps", int), ("vae-steps", int), ("batch", int), ("scenes", int), ("rate", float)):
         parser.add_argument(f"--{name}", type=kind)
     return parser.parse_args(argv)
 

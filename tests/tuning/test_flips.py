@@ -10,10 +10,11 @@ from vqpack.kernels.parts import Scales
 from vqpack.vq_core.encode import encode_weight
 from vqpack.vq_core.progress import Progress
 from vqpack.vq_core.spec import make_spec
-from vqpack.vq_core.tuning import flips
+from vqpack.vq_core.tuning import flips, regroup
 from vqpack.vq_core.tuning import loop as loops
+from vqpack.vq_core.tuning.groups import integers_of
 from vqpack.vq_core.tuning.masters import PartMasters, Trained
-from vqpack.vq_core.tuning.rewindow import Windows, count, possible, recode, replaced, tail_steps
+from vqpack.vq_core.tuning.rewindow import WINDOW, Windows, count, possible, recode, replaced, tail_steps
 from vqpack.vq_core.tuning.student import Student
 
 
@@ -115,7 +116,7 @@ def test_at_most_a_share_flips_and_only_where_it_was_gathered(monkeypatch):
     same = [torch.equal(part.part.codes, old) for part, old in zip(flipper.parts, codes)]
     assert same == [True, False, True]
     moved = (integers(flipper.parts[1].part) != integers(replace(flipper.parts[1].part, codes=codes[1])))
-    assert int(moved.any(1).sum()) > 0 and int(moved.sum()) <= done.flipped * (flips.WINDOW + 6)
+    assert int(moved.any(1).sum()) > 0 and int(moved.sum()) <= done.flipped * (WINDOW + 6)
     # a loss that does not fall: everything as before, a smaller step
     now, step = flipper.parts[1].part.codes.clone(), flipper.step
     flipper.gather(1)
@@ -145,3 +146,86 @@ def test_a_run_tries_flips_and_its_state_holds_the_codes(coarse, testbed, quick,
     changed = [name for name, value in second.values().items() if not torch.equal(value, before[name])]
     assert changed and all(name.endswith(".codes") for name in changed)
     assert all(torch.equal(value, second.values()[name]) for name, value in first.values().items())
+
+
+PLAIN = [("additive", 1, {}, (40, 50)), ("additive", 2, {}, (40, 50)),
+         ("product", 2, {"max_codebook_bits": 4.0}, (40, 50)),
+         ("additive", 1, {"conv_group": "kernel"}, (24, 10, 3, 3)), ("palette", 3, {}, (40, 50)),
+         ("palette", 2, {"group_size": 20}, (40, 50)), ("uniform", 3, {}, (40, 50)),
+         ("uniform", 4, {"group_size": 16}, (40, 50))]
+
+
+def plain(kind, bits, options, shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    return encode_weight(weight, make_spec(kind, bits, **options)).weight.parts[0][3]
+
+
+@pytest.mark.parametrize(("kind", "bits", "options", "shape"), PLAIN)
+def test_a_group_alone_is_coded_again(kind, bits, options, shape):
+    """Only the chosen groups change, and by as much as is said; targets at the codes change nothing."""
+    part = plain(kind, bits, options, shape)
+    old = integers_of(part)
+    groups = regroup.count(part)
+    chosen = torch.arange(1, groups, 3)
+    codes, gain = regroup.recode(part, old, chosen)
+    assert not regroup.differs(part, chosen, codes).any() and not gain.any()
+    spread = 3 * regroup.error(part, old)
+    targets = old + spread * torch.randn(old.shape, generator=torch.Generator().manual_seed(1))
+    codes, gain = regroup.recode(part, targets, chosen)
+    new = replace(part, codes=regroup.replaced(part, chosen, codes))
+    moved = integers_of(new) != old
+    allowed = torch.zeros(groups)
+    allowed[chosen] = 1
+    everywhere = regroup.sums(torch.ones_like(old), part, torch.arange(groups))
+    assert int(everywhere.sum()) == old.numel()
+    mask = regroup.sums(moved.float(), part, torch.arange(groups)) > 0
+    assert bool(mask.any()) and not bool((mask & (allowed == 0)).any())
+    assert regroup.changed(part, new) == int(regroup.differs(part, chosen, codes).sum()) >= int(mask.sum())
+    fell = (targets - old).double().square().sum() - (targets - integers_of(new)).double().square().sum()
+    assert float(fell) == pytest.approx(float(gain.double().sum()), rel=1e-3) and float(gain.min()) >= 0
+
+
+@pytest.mark.parametrize(("kind", "bits", "options", "shape"), PLAIN)
+def test_scalar_codes_and_entries_take_the_nearest(kind, bits, options, shape):
+    if (kind, bits) == ("additive", 2):
+        pytest.skip("a beam over two books may miss the nearest sum")
+    part = plain(kind, bits, options, shape)
+    targets = integers_of(part) + 2 * regroup.error(part, integers_of(part)) * torch.randn(
+        part.out_features, part.channels * part.taps, generator=torch.Generator().manual_seed(1))
+    everything = torch.arange(regroup.count(part))
+    best = None
+    for code in range(2**part.bits):                                   # every code everywhere
+        same = torch.full((len(everything), 1), code)
+        values = integers_of(replace(part, codes=regroup.replaced(part, everything, same)))
+        lost = regroup.sums((targets - values).square(), part, everything)
+        best = lost if best is None else torch.minimum(best, lost)
+    codes, _ = regroup.recode(part, targets, everything)
+    found = integers_of(replace(part, codes=regroup.replaced(part, everything, codes)))
+    torch.testing.assert_close(regroup.sums((targets - found).square(), part, everything), best, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(("kind", "bits", "options", "shape"), PLAIN)
+def test_at_most_the_share_flips_and_layers_not_flagged_never(kind, bits, options, shape, monkeypatch):
+    """T7, for codes that are not trellis codes."""
+    student = Students()
+    student.layers = {name: Layer(plain(kind, bits, options, shape)) for name in "abc"}
+    part = student.layers["a"].parts[0].part
+    monkeypatch.setattr(flips, "GATHERED_BYTES", 4 * part.out_features * part.channels * part.taps)
+    flipper = flips.Flipper(student, 0.02, step=1.0)
+    assert flipper.turns == 3 and len(flipper.parts) == 3
+    old = [masters.part for masters in flipper.parts]
+    wish = 4 * regroup.error(part, integers_of(part)) * torch.randn(
+        integers_of(part).shape, generator=torch.Generator().manual_seed(5))
+    goal = integers_of(old[1]) + wish
+    flipper.gather(1)
+    flipper.parts[1].gathered -= wish
+    done = flipper.flip(1, lambda: float((integers_of(flipper.parts[1].part) - goal).square().sum()))
+    most = int(0.02 * regroup.count(part))
+    changed = [regroup.changed(before, masters.part) for before, masters in zip(old, flipper.parts)]
+    assert done.kept and changed == [0, done.flipped, 0] and 0 < done.flipped <= most
+    assert done.flipped == most or bits == 1                           # enough wished for it
+    flipper.gather(2)
+    flipper.parts[2].gathered += 1e-3
+    before = [masters.part for masters in flipper.parts]
+    assert not flipper.flip(2, iter([1.0, 1.0]).__next__).kept
+    assert all(a is b for a, b in zip(before, (masters.part for masters in flipper.parts)))

@@ -12,7 +12,7 @@ def add(commands) -> None:
     from .compare import size
 
     p = commands.add_parser("tune", help="teach a vqpack file to predict what its original predicts")
-    p.add_argument("file", metavar="FILE", help="what `vqpack quantize` wrote; its codes stay as they are")
+    p.add_argument("file", metavar="FILE", help="what `vqpack quantize` wrote")
     p.add_argument("--teacher", required=True, metavar="ORIGINAL", help="the checkpoint FILE was made from")
     p.add_argument("--prompts", default="built-in", metavar="P",
                    help="text with one prompt a line, or .csv with a column 'prompt' (default built-in)")
@@ -31,7 +31,16 @@ def add(commands) -> None:
                    help="trellis tables: as they are, one trained for all layers that share it, or one a layer "
                         "(stored: 4 KB each)")
     p.add_argument("--flips", type=float, default=0.0, metavar="F",
-                   help="share of the trellis codes that may change every 10 steps, e.g. 0.01 (default 0: none)")
+                   help="share of the code groups that may change every 10 steps, e.g. 0.01 (default 0: none)")
+    p.add_argument("--reassign", default="none", choices=("none", "frozen", "latent"),
+                   help="product and additive codes follow their books: each group takes the entry nearest to the "
+                        "original's weights (frozen) or to a trained copy of them (latent; takes more memory)")
+    p.add_argument("--candidates", type=int, default=1, metavar="N",
+                   help="with --reassign frozen: a group begins as a trained mixture of its N nearest entries, one of "
+                        "which is chosen late in the run, e.g. 3 (default 1)")
+    p.add_argument("--images", metavar="DIR",
+                   help="learn from these pictures instead of the teacher (DDPM's loss); captions are the .txt files "
+                        "beside them or their names")
     p.add_argument("--rank", type=int, default=0, metavar="R",
                    help="give every coded layer a trained low-rank branch (stored: 2 R (in + out) bytes; default none)")
     p.add_argument("--calibration", metavar="CAL", help="file of `vqpack calibrate`: a better start for --rank")
@@ -65,17 +74,17 @@ def run(args) -> int:
     report = console.output_file(args.json) if args.json else None
     result = tune(args.file, args.teacher, args.output, prompts=args.prompts, count=args.count, tuning=_tuning(args),
                   preset=args.preset, size=args.size, device=args.device, configs=args.configs,
-                  calibration=args.calibration, overwrite=args.overwrite, finish=args.finish,
+                  calibration=args.calibration, images=args.images, overwrite=args.overwrite, finish=args.finish,
                   progress=console.progress(), tell=_tell,
                   steps=args.sampler_steps, guidance=args.cfg, sampler=args.sampler, scheduler=args.scheduler,
                   seed=args.seed, threads=args.threads)
     verb = "is already there" if result.already_there else f"took {console.duration(result.seconds)}"
     print(f"{result.path}: {console.size(result.path.stat().st_size)}, {result.bits['unet']:.2f} bits a UNet weight, "
-          f"held-out error {result.gain:.2f} dB lower after {result.steps} steps, {verb}")
+          f"held-out error {result.gain:.2f} dB lower after {result.steps} steps{_moved(result.changed)}, {verb}")
     if report:
         console.write_json(report, {"path": str(result.path), "bits": result.bits, "before": result.before,
                                     "after": result.after, "steps": result.steps, "seconds": result.seconds,
-                                    "history": result.history, "notes": result.notes})
+                                    "changed": result.changed, "history": result.history, "notes": result.notes})
     return 0
 
 
@@ -90,12 +99,17 @@ def _tuning(args):
     if unknown is not None:
         raise PlanError(f"--train must name some of {', '.join(TRAINED)}, got '{unknown}'")
     trained = Trained(tables=args.tables, columns=args.columns, rank=args.rank, codes=args.flips > 0,
+                      reassign=args.reassign, candidates=args.candidates,
                       **{name: name in names for name in TRAINED})
     on_cpu = args.device is None and not _has_gpu() or args.device == "cpu"
     minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes
     return Tuning(steps=args.steps, minutes=minutes, batch=args.batch, together=args.together or (args.batch if on_cpu
                   else 1), rate=args.rate, loss=args.loss, weighting=args.weighting, trajectory=args.trajectory,
                   seed=args.seed, flips=args.flips, trained=trained)
+
+
+def _moved(share: float) -> str:
+    return f", {100 * share:.2g} % of the code groups changed" if share else ""
 
 
 def _has_gpu() -> bool:

@@ -1,20 +1,22 @@
 """A coded layer that can be trained: forward and backward decode the codes anew, no decoded weight is kept between."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...kernels.dispatch import decode_part
 from ...kernels.parts import Part
 from ..encode import to_matrix
 from ..layers import VQConv2d, VQLinear
 from ..weight import CodedWeight, add_branch, join
+from .assigned import Assigned, codes_of, packed
 from .masters import Branch, PartMasters, Trained, TrellisTable
 
 
 class TunedLayer(nn.Module):
-    """A linear layer or convolution whose codes stay as they are; its masters and its bias are trained."""
+    """A linear layer or convolution whose masters and bias are trained; its codes stay, unless they are reassigned."""
 
     def __init__(self, old: VQLinear | VQConv2d, trained: Trained, tables: dict[int, TrellisTable]):
         super().__init__()
@@ -38,6 +40,7 @@ class TunedLayer(nn.Module):
         """What gets a gradient from the weight, each once."""
         found = [p for part in self.parts for p in (part.rows, part.groups, part.columns, part.book)]
         found += [part.table.change for part in self.parts if part.table is not None]
+        found += [part.assigned.trained for part in self.parts if part.assigned is not None]
         found += [] if self.branch is None else [self.branch.down, self.branch.up]
         return list({id(p): p for p in found if p is not None}.values())
 
@@ -93,7 +96,31 @@ class TunedLayer(nn.Module):
 
     def pieces(self, now: list[Part], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
         """Matrices of the parts, decoded; float32 where a branch is to be added."""
-        return [decode_part(part, dtype=dtype if self.branch is None else torch.float32) for part in now]
+        dtype = dtype if self.branch is None else torch.float32
+        return [masters.decode(part, dtype) for masters, part in zip(self.parts, now, strict=True)]
+
+    def branches(self) -> list[torch.Tensor | None]:
+        """What the low-rank branch adds to the matrix of each part, [out, taps * channels]; None without one."""
+        if self.branch is None:
+            return [None] * len(self.parts)
+        down, up = (x.float() for x in self.branch.now())
+        maps = (up @ down).view(len(up), -1, self.coded.shape[1])                   # [out, taps, in]
+        return [maps[:, :, start:stop].flatten(1) for start, stop in self.ranges]
+
+    def reassign(self) -> dict[nn.Parameter, torch.Tensor]:
+        """Assign the codes anew -> latents and masks [out, groups, 1] of the groups whose codes changed."""
+        found = {}
+        for masters, branch in zip(self.parts, self.branches(), strict=True):
+            if masters.assigned is None:
+                continue
+            now = masters.now()
+            codes = masters.assigned.codes(now, branch)
+            changed = (codes != codes_of(now)).any(2)                               # [out, groups]
+            if isinstance(masters.assigned, Assigned) and masters.assigned.trained is not None:
+                found[masters.assigned.trained] = changed[..., None]
+            if bool(changed.any()):
+                masters.part = replace(masters.part, codes=packed(now, codes))
+        return found
 
 
 class _Multiply(torch.autograd.Function):

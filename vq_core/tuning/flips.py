@@ -1,9 +1,11 @@
-"""Code flips: a few groups of trellis codes a time follow the gradient, and stay flipped only where the loss falls.
+"""Code flips: a few groups of codes a time follow the gradient, and stay flipped only where the loss falls.
 
 After PV-Tuning (arXiv 2405.14852), which moves a buffer beside every weight and codes the groups again that strayed
 furthest. Here the gradient of the decoded integers is added up over some steps, a group's target is one damped step
-down from where it is, and Viterbi codes short windows of the sequences for these targets (rewindow.py). What was
-gathered is dropped after each flip, so nothing remembers a weight's old value (AQ thesis: moments are reset).
+down from where it is, and the group is coded again for this target: of trellis codes short windows of the sequences by
+Viterbi (rewindow.py), of all others the nearest entry or a small beam (regroup.py). What was gathered is dropped after
+each flip, so nothing remembers a weight's old value (AQ thesis: moments are reset); the moments that remain belong to
+scales, entries and tables, which all weights of a row, book or rate share.
 """
 from __future__ import annotations
 
@@ -12,14 +14,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...kernels.dispatch import decode_part
-from ...kernels.packing import UNIT_STEPS, unpack_trellis
-from ...kernels.parts import Scales, TrellisPart
+from .groups import coder, integers_of
 from .masters import PartMasters
-from .rewindow import Windows, count, possible, recode, replaced
 from .student import Student
 
-WINDOW = 16                                # steps coded again together: one group
 GATHERED_BYTES = 1 << 30                   # of gradients; a larger model's layers take turns
 TRIED = 2                                  # times the groups that may flip are coded to find the best
 LEAST_STEP, MOST_STEP = 1 / 64, 4.0        # of a target, in root mean square coding errors
@@ -47,8 +45,7 @@ class Flipper:
 
     def __init__(self, student: Student, fraction: float, step: float = FIRST_STEP):
         self.fraction, self.step = fraction, step
-        self.parts: list[PartMasters] = [part for layer in student.layers.values() for part in layer.parts
-                                         if isinstance(part.part, TrellisPart)]
+        self.parts: list[PartMasters] = [part for layer in student.layers.values() for part in layer.parts]
         weights = sum(part.part.out_features * part.part.channels * part.part.taps for part in self.parts)
         self.turns = max(1, -(-4 * weights // GATHERED_BYTES))
 
@@ -67,7 +64,7 @@ class Flipper:
     def flip(self, number: int, judge: Callable[[], float]) -> Flips:
         """Flip for what was gathered; undone where judge(), a loss, does not fall. A turn of no gradient flips none."""
         parts = self.turn(number)
-        groups = sum(count(part.part, WINDOW) for part in parts)
+        groups = sum(coder(part.part).count(part.part) for part in parts)
         chosen = self._choose(parts, number // self.turns, int(self.fraction * groups))
         before, kept = judge(), [part.part for part in parts]
         flipped = sum(_apply(part, *change) for part, change in chosen)
@@ -81,24 +78,23 @@ class Flipper:
         return Flips(groups, flipped if after < before else 0, before, after)
 
     def _choose(self, parts: list[PartMasters], round_: int, most: int) -> list[tuple[PartMasters, tuple]]:
-        """The windows of all parts that gain most -> (part, (windows, codes))"""
-        places = [possible(part.part, WINDOW, WINDOW * (round_ % 2)) for part in parts]
+        """The groups of all parts that gain most -> (part, (places, codes))"""
+        coders = [coder(part.part) for part in parts]
+        places = [code.places(part.part, round_) for code, part in zip(coders, parts, strict=True)]
         wishes = [_wish(part, self.step) for part in parts]
-        hopes = [_sums(moved.square() * curvature, place, part.part.vector)
-                 for part, place, (moved, curvature) in zip(parts, places, wishes, strict=True)]
-        tried = _largest(hopes, TRIED * most)
+        hopes = [code.sums(moved.square() * curvature, part.part, place) for code, part, place, (moved, curvature)
+                 in zip(coders, parts, places, wishes, strict=True)]
         found, gains = [], []
-        for part, place, (moved, curvature), mask in zip(parts, places, wishes, tried, strict=True):
-            some = Windows(place.columns[mask], place.first[mask], WINDOW)
-            now = part.now()
-            targets = decode_part(replace(now, rotation=0, scales=Scales(1.0))) + moved
-            codes, gain = recode(now, targets, some)
+        for code, part, place, wish, mask in zip(coders, parts, places, wishes, _largest(hopes, TRIED * most),
+                                                 strict=True):
+            some, (moved, curvature), now = code.picked(place, mask), wish, part.now()
+            codes, gain = code.recode(now, integers_of(now) + moved, some)
             found.append((part, some, codes))
-            gains.append(gain * _sums(curvature, some, now.vector) / (WINDOW * now.vector))
+            gains.append(gain * code.sums(curvature, now, some) / code.covered(now))
         chosen = []
-        for (part, some, codes), mask in zip(found, _largest(gains, most), strict=True):
-            mask = mask & _differs(part.part, some, codes)
-            chosen.append((part, (Windows(some.columns[mask], some.first[mask], WINDOW), codes[mask])))
+        for code, (part, some, codes), mask in zip(coders, found, _largest(gains, most), strict=True):
+            mask = mask & code.differs(part.part, some, codes)
+            chosen.append((part, (code.picked(some, mask), codes[mask])))
         return chosen
 
 
@@ -109,21 +105,15 @@ def _wish(part: PartMasters, step: float) -> tuple[torch.Tensor, torch.Tensor]:
     With one curvature for a layer the few weights of large inputs were thrown far away: 59 of 400128 groups flipped
     made the testbed's held-out error 18 % larger.
     """
-    gradient, stored = part.gathered, part.part
+    gradient = part.gathered
     squares = gradient.square()
     total = squares.mean().sqrt()
-    error = float(stored.table.float().square().mean().sqrt()) * 2.0 ** (-stored.step_bits / stored.vector)
-    if not float(total) > 0:
+    error = coder(part.part).error(part.part, integers_of(part.part))
+    if not float(total) > 0 or not error > 0:
         return torch.zeros_like(gradient), torch.zeros_like(gradient)
     usual = squares.mean(1, keepdim=True).sqrt() * squares.mean(0, keepdim=True).sqrt() / total
     curvature = usual.clamp(min=float(total) * 1e-3) / (step * error)
     return (-gradient / curvature).clamp(-FARTHEST * error, FARTHEST * error), curvature
-
-
-def _sums(values: torch.Tensor, windows: Windows, vector: int) -> torch.Tensor:
-    """Sums of values [out, cols] over windows, float32 [n] on the CPU."""
-    rows = windows.first[:, None] * vector + torch.arange(windows.steps * vector)
-    return values[rows.to(values.device), windows.columns[:, None].to(values.device)].sum(1).cpu()
 
 
 def _largest(values: list[torch.Tensor], most: int) -> list[torch.Tensor]:
@@ -135,14 +125,8 @@ def _largest(values: list[torch.Tensor], most: int) -> list[torch.Tensor]:
     return list(mask.split([len(value) for value in values]))
 
 
-def _differs(part: TrellisPart, windows: Windows, codes: torch.Tensor) -> torch.Tensor:
-    steps = unpack_trellis(part.codes, part.step_bits, part.codes.shape[0] * UNIT_STEPS).cpu()
-    rows = windows.first[:, None] + torch.arange(windows.steps)
-    return (steps[rows, windows.columns[:, None]] != codes).any(1)
-
-
-def _apply(part: PartMasters, windows: Windows, codes: torch.Tensor) -> int:
+def _apply(part: PartMasters, places, codes: torch.Tensor) -> int:
     """Flip -> how many groups."""
     if len(codes):
-        part.part = replace(part.part, codes=replaced(part.part, windows, codes))
+        part.part = replace(part.part, codes=coder(part.part).replaced(part.part, places, codes))
     return len(codes)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..progress import Progress
 
 TRAJECTORIES = ("teacher", "student", "mixed")
 CACHE_BYTES = 2 << 30                      # of recorded pictures held in memory
-_TEXT, _ADDED = "text", "added."           # as calibration.calls
+TEXT, ADDED = "text", "added."             # as calibration.calls
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Batch:
         """-> a UNet's answers [n, halves, 4, h, w]"""
         place = {"device": unet.device, "dtype": unet.dtype}
         fixed = {name: value.to(**place) for name, value in self.fixed.items()}
-        added = {name[len(_ADDED):]: value for name, value in fixed.items() if name.startswith(_ADDED)}
-        plain = {name: value for name, value in fixed.items() if name != _TEXT and not name.startswith(_ADDED)}
+        added = {name[len(ADDED):]: value for name, value in fixed.items() if name.startswith(ADDED)}
+        plain = {name: value for name, value in fixed.items() if name != TEXT and not name.startswith(ADDED)}
         said = unet(self.samples.to(**place), self.timesteps.to(unet.device), added_cond_kwargs=added,
-                    encoder_hidden_states=fixed[_TEXT], return_dict=False, **plain)[0]
+                    encoder_hidden_states=fixed[TEXT], return_dict=False, **plain)[0]
         return said.unflatten(0, self.answers.shape[:2])
 
 
@@ -94,6 +94,11 @@ class Lessons:
         return Batch(torch.cat([calls.samples[call] for calls, _, call in found]), times, fixed,
                      torch.stack([answers[call] for _, answers, call in found]),
                      torch.tensor([calls.levels[call] for calls, _, call in found]))
+
+    def batches(self, chosen: Sequence[tuple[int, int]], together: int) -> Iterator[Batch]:
+        """All of `chosen`, at most `together` calls at once."""
+        for first in range(0, len(chosen), together):
+            yield self.batch(chosen[first:first + together])
 
     def power(self) -> float:
         """Mean square of the teacher's training answers, from at most 64 of them."""

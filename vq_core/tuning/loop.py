@@ -93,6 +93,10 @@ class Loop:
         self.course.rate = gentler(float(losses.double().mean()))
         self.course.start = self.course.best = self._mean(losses, levels)
         self.course.history.append((0, self.course.start))
+        self._reassign()
+        changed = self.student.changed()
+        if changed:
+            self.tell(f"{100 * changed:.2g} % of the code groups take a nearer entry before the first step.")
         self._show()
 
     def _work(self) -> None:
@@ -146,8 +150,7 @@ class Loop:
         self.flipper.gather(self._turn())
 
     def _batches(self, chosen: list[tuple[int, int]]) -> Iterator[Batch]:
-        for first in range(0, len(chosen), self.tuning.together):
-            yield self.lessons.batch(chosen[first:first + self.tuning.together])
+        yield from self.lessons.batches(chosen, self.tuning.together)
 
     def _choose_steps(self, times: list[float]) -> None:
         """As many steps as fit, the looks at held-out pictures counted."""
@@ -170,6 +173,7 @@ class Loop:
     def _step(self) -> bool:
         """One step -> False where the loss was not finite."""
         tuning, course, loss = self.tuning, self.course, self.loss()
+        self.student.sharpen(course.step / course.steps if course.steps else 0.0)
         chosen = [self.lessons.train[i] for i in order(len(self.lessons.train), tuning.batch, course.step, tuning.seed)]
         self.optimizer.zero_grad(set_to_none=True)
         for batch in self._batches(chosen):
@@ -202,7 +206,15 @@ class Loop:
         self._whole = False                # from here to the end a state on disk would be half a step
         self.optimizer.step()
         self.student.keep_in_range()
+        self._reassign()
         self._whole = True
+
+    def _reassign(self) -> None:
+        """Codes follow the books; a latent whose code changed forgets its moments, those of the others stay."""
+        for latent, changed in self.student.reassign().items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if moment in self.optimizer.state.get(latent, {}):
+                    self.optimizer.state[latent][moment].masked_fill_(changed, 0.0)
 
     def _look(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Unweighted losses and levels of the held-out calls, with the student as a file would hold it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ...kernels.dispatch import decode_part
 from ...kernels.gradients import entry_sums, unrotated_gradient
 from ...kernels.parts import AdditivePart, LutPart, Part, Scales
 
@@ -73,10 +74,12 @@ class Trained:
     dense: bool = True
     codes: bool = False                    # some may flip (flips.py)
     rank: int = 0                          # of a low-rank branch that every coded layer gets; 0 = none
+    reassign: str = "none"                 # from what product and additive codes are assigned: "frozen", "latent"
+    candidates: int = 1                    # entries a group mixes until late in the run (candidates.py)
 
 
 class PartMasters(nn.Module):
-    """Masters of one part (a range of input channels); `part` itself and its codes never change."""
+    """Masters of one part (a range of input channels); of `part` nothing but its codes ever changes."""
 
     def __init__(self, part: Part, trained: Trained, table: TrellisTable | None = None):
         super().__init__()
@@ -85,6 +88,7 @@ class PartMasters(nn.Module):
             part = replace(part, scales=replace(part.scales, col=ones))
         self.part, self.table = part, table
         self.gathered: torch.Tensor | None = None      # gradients of the integers added up, where codes may flip
+        self.assigned: nn.Module | None = None         # Assigned or Candidates, where codes follow the books
         self.rows = _zeros(part.scales.row) if trained.scales else None
         self.groups = _zeros(part.scales.group) if trained.scales else None
         self.columns = _zeros(part.scales.col) if trained.scales or trained.columns else None
@@ -108,6 +112,15 @@ class PartMasters(nn.Module):
             changes["table"] = self.table.rounded()
         return replace(part, scales=Scales(gain, row, group, scales.group_size, col), **changes)
 
+    def mixture(self) -> nn.Module | None:
+        """The candidates, while groups are mixtures of them."""
+        return self.assigned if getattr(self.assigned, "hard", True) is False else None
+
+    def decode(self, now: Part, dtype: torch.dtype) -> torch.Tensor:
+        """The part's matrix [out, cols]; now: as now() gave it."""
+        mixture = self.mixture()
+        return decode_part(now, dtype=dtype) if mixture is None else mixture.decode(now, dtype)
+
     def pull_back(self, gradient: torch.Tensor, weight: torch.Tensor, now: Part) -> dict[nn.Parameter, torch.Tensor]:
         """Gradient of the part's weights, float32 [out, cols], to those of its masters. weight: decoded from `now`."""
         out, rows, taps = {}, gradient.shape[0], self.part.taps
@@ -118,13 +131,15 @@ class PartMasters(nn.Module):
             out[self.groups] = _group_sums(product, self.part.scales.group_size) / (1 + self.groups.detach())
         if self.columns is not None:
             out[self.columns] = product.view(rows * taps, -1).sum(0) / (1 + self.columns.detach())
-        if self.book is None and self.table is None and self.gathered is None:
+        if self.book is None and self.table is None and self.gathered is None and self.assigned is None:
             return out
         integers = unrotated_gradient(gradient * scale_matrix(now.scales, gradient, taps), self.part)
         if self.gathered is not None:
             self.gathered += integers
+        if self.assigned is not None:
+            out.update(self.assigned.pull_back(integers, now))
         if self.book is not None or self.table is not None:
-            sums = entry_sums(integers, now)
+            sums = entry_sums(integers, now) if self.mixture() is None else self.mixture().entry_sums(integers, now)
             if self.book is not None:
                 # `now` counts in its own steps, the master in the stored ones: gain * step of one = gain of the other
                 out[self.book] = sums * (self.unit * self.part.scales.gain / now.scales.gain)

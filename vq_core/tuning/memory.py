@@ -54,7 +54,9 @@ def of_student(student, together: int, settings: Settings, factor: int) -> Memor
     """needed() of a loaded student. factor: pixels a latent."""
     halves = 2 if settings.guidance > 1 else 1
     layers = student.layers.values()
-    return needed(student.unet.config, sum(layer.coded.nbytes for layer in layers),
+    held = sum(buffer.nbytes for layer in layers for part in layer.parts if part.assigned is not None
+               for buffer in part.assigned.buffers())          # the teacher's weights, or candidates
+    return needed(student.unet.config, held + sum(layer.coded.nbytes for layer in layers),
                   sum(p.numel() for p in student.unet.parameters()), sum(student.numbers().values()),
                   max(layer.coded.numel for layer in layers), halves * together,
                   (settings.size[0] // factor, settings.size[1] // factor))

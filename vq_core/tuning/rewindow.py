@@ -14,6 +14,7 @@ from ...kernels.gradients import trellis_states
 from ...kernels.packing import UNIT_STEPS, pack_trellis, unpack_trellis
 from ...kernels.parts import TrellisPart
 
+WINDOW = 16                                # steps coded again together when codes flip: one group
 AT_ONCE = 1 << 22                          # states x windows: 17 MB of path costs
 
 
@@ -43,9 +44,50 @@ def possible(part: TrellisPart, steps: int, shift: int) -> Windows:
     return Windows(torch.arange(cols).repeat_interleave(len(first)), first.repeat(cols), steps)
 
 
-def count(part: TrellisPart, steps: int) -> int:
+def count(part: TrellisPart, steps: int = WINDOW) -> int:
     """Groups of a part: stretches of `steps` steps in all its columns."""
     return part.channels * part.taps * -(-(part.out_features // part.vector) // steps)
+
+
+def places(part: TrellisPart, turn: int) -> Windows:
+    """The groups that may flip in a turn: every other one."""
+    return possible(part, WINDOW, WINDOW * (turn % 2))
+
+
+def picked(windows: Windows, mask: torch.Tensor) -> Windows:
+    """Some of the windows."""
+    return Windows(windows.columns[mask], windows.first[mask], windows.steps)
+
+
+def covered(part: TrellisPart) -> int:
+    """Weights of one group."""
+    return WINDOW * part.vector
+
+
+def sums(values: torch.Tensor, part: TrellisPart, windows: Windows) -> torch.Tensor:
+    """Sums of values [out, cols] over windows, float32 [n] on the CPU."""
+    rows = windows.first[:, None] * part.vector + torch.arange(windows.steps * part.vector)
+    return values[rows.to(values.device), windows.columns[:, None].to(values.device)].sum(1).cpu()
+
+
+def error(part: TrellisPart, integers: torch.Tensor) -> float:
+    """Usual coding error of an integer: the table's root mean square, halved with every bit a weight."""
+    return float(part.table.float().square().mean().sqrt()) * 2.0 ** (-part.step_bits / part.vector)
+
+
+def differs(part: TrellisPart, windows: Windows, codes: torch.Tensor) -> torch.Tensor:
+    """Which of the windows have other codes now, bool [n]."""
+    steps = unpack_trellis(part.codes, part.step_bits, part.codes.shape[0] * UNIT_STEPS).cpu()
+    rows = windows.first[:, None] + torch.arange(windows.steps)
+    return (steps[rows, windows.columns[:, None]] != codes).any(1)
+
+
+def changed(old: TrellisPart, new: TrellisPart) -> int:
+    """Groups whose codes differ."""
+    length = old.out_features // old.vector
+    steps = [unpack_trellis(part.codes, part.step_bits, part.codes.shape[0] * UNIT_STEPS)[:length]
+             for part in (old, new)]
+    return sum(int(some.any(0).sum()) for some in (steps[0] != steps[1]).split(WINDOW))
 
 
 def recode(part: TrellisPart, targets: torch.Tensor, windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:

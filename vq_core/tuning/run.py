@@ -26,9 +26,13 @@ from ..locked_files import delete_locked, open_locked
 from ..progress import Progress
 from ..publish import os_error
 from ..version import __version__
+from . import reassign
 from .branch import add_branches
 from .drawing import Drawing, Look, Looking
 from .export import target, write
+from .image_lessons import ImageLessons
+from .images import Image
+from .inputs import read_images
 from .lessons import Lessons
 from .loop import Course, Loop
 from .memory import of_student
@@ -60,6 +64,7 @@ class Result:
     history: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
     already_there: bool = False
+    changed: float = 0.0                   # share of the code groups that are not the file's, where they may change
 
     @property
     def gain(self) -> float:
@@ -71,10 +76,10 @@ def tune(path: str | Path, teacher: str | Path | CheckpointTeacher, output: str 
          prompts: str | Path | Sequence[str] = BUILT_IN, count: int | None = None, tuning: Tuning | None = None,
          preset: str = "base", size: tuple[int, int] | None = None, device: str | None = None,
          configs: str | Path | None = None, calibration: str | Path | None = None,
-         recordings: str | Path | None = None, overwrite: bool = False, finish: bool = False, run: str | None = None,
-         progress: Progress | None = None, tell: Callable[[str], None] | None = None,
-         show: Callable[[Look], None] | None = None, **settings) -> Result:
-    """Teach a vqpack file to predict what the checkpoint it was made from predicts; its codes stay as they are.
+         recordings: str | Path | None = None, images: str | Path | None = None, overwrite: bool = False,
+         finish: bool = False, run: str | None = None, progress: Progress | None = None,
+         tell: Callable[[str], None] | None = None, show: Callable[[Look], None] | None = None, **settings) -> Result:
+    """Teach a vqpack file to predict what the checkpoint it was made from predicts; codes move only where asked.
 
     path: the file. teacher: the original, any checkpoint of the same architecture and kind of prediction, or an object
     like teacher.CheckpointTeacher. output: file or folder, None = beside the file; the file itself where `overwrite`.
@@ -83,7 +88,8 @@ def tune(path: str | Path, teacher: str | Path | CheckpointTeacher, output: str 
     calibration: file of `vqpack calibrate`, for where low-rank branches begin. run: what the file says by which the
     same run finds it, None = a hash of all that decides it. tell: called with each sentence worth reading; show: with
     a Look at the start, after each look at the held-out pictures and at the end. recordings: folder where what the
-    teacher said is kept for other runs. The same input, settings and number of steps give the same bytes on the CPU.
+    teacher said is kept for other runs. images: folder of pictures with captions; the file then learns to predict the
+    noise in them (DDPM's loss). The same input, settings and number of steps give the same bytes on the CPU.
     Raises VQError; where nothing got better NothingGained, and nothing is written.
     """
     started, progress = time.monotonic(), progress or Progress()
@@ -95,7 +101,6 @@ def tune(path: str | Path, teacher: str | Path | CheckpointTeacher, output: str 
         teacher = CheckpointTeacher(open_checkpoint(teacher, "A"), file, device, configs)
     check_together(file, teacher)
     teacher.check(tuning.trajectory)
-    given = read_given(prompts, count, teacher.built_in)
     chosen = preset_settings(preset, size or teacher.size(), **{"held_out_share": HELD_OUT_SHARE, **settings},
                              device=torch.device(device).type)
     if settings.get("timesteps") is None:
@@ -104,7 +109,13 @@ def tune(path: str | Path, teacher: str | Path | CheckpointTeacher, output: str 
         chosen.check(teacher.factor(), teacher.samplers, teacher.schedulers)
     except PlanError as error:             # --steps are of learning here
         raise PlanError(str(error).replace("--steps", "--sampler-steps")) from None
-    job = _Job(file, teacher, tuning, chosen, given, progress, tell or (lambda _: None))
+    pictured: list[Image] = []
+    if images is None:
+        given = read_given(prompts, count, teacher.built_in)
+    else:
+        pictured, given = read_images(images, teacher, chosen, tuning, prompts, count, progress)
+        chosen = replace(chosen, guidance=1.0)               # no halves
+    job = _Job(file, teacher, tuning, chosen, given, pictured, progress, tell or (lambda _: None))
     job.use(calibration, recordings, device)
     try:
         with fixed_threads(chosen.threads if chosen.device == "cpu" else None):
@@ -124,15 +135,18 @@ class _Job:
     """One run: who learns what from whom, and where its state is."""
 
     def __init__(self, file: Checkpoint, teacher, tuning: Tuning, settings: Settings, prompts: Prompts,
-                 progress: Progress, tell: Callable[[str], None]):
+                 images: list[Image], progress: Progress, tell: Callable[[str], None]):
         self.file, self.teacher, self.tuning = file, teacher, tuning
         self.settings, self.progress, self._tell = settings, progress, tell
+        self.images = images
         self.notes: list[str] = []
         for note in prompts.notes:
             self.say(note)
         self.pictures = pictures(prompts.texts, settings)
         asked = [(picture.prompt, picture.seed) for picture in self.pictures]
         drawn = [__version__, teacher.identity(progress), settings.to_json(), asked]
+        if images:
+            drawn.append([(image.name, image.sha256, image.bucket) for image in images])
         if tuning.trajectory != "teacher":
             drawn.append((file.content or str(file.identity), tuning.trajectory))
         self.drawn = _digest(drawn)
@@ -186,7 +200,7 @@ class _Job:
         if not any(root.iterdir()):
             root.rmdir()
         return Result(final, bits, course.start, course.best, course.step, time.monotonic() - started,
-                      tuple(course.history), tuple(self.notes))
+                      tuple(course.history), tuple(self.notes), changed=student.changed())
 
     def _existing(self, path: Path, run: str) -> Result | None:
         """What the same run made of this file before."""
@@ -202,13 +216,16 @@ class _Job:
         if student.content != self.file.content:
             raise FormatError(f"'{self.file.name}' was changed while it was read: run the same command again")
         self._add_branches(student)
+        if self.tuning.trained.reassign != "none":
+            with self.teacher.weights() as original:
+                reassign.prepare(student, original, self.progress)
         memory = of_student(student, self.tuning.together, self.settings, self.teacher.factor())
         self.say(memory.sentence())
         if memory.checkpoint:
             student.unet.enable_gradient_checkpointing()
         lessons = self._lessons(root, student)
         self.say(f"{_listed(student.numbers())} are trained on {len(lessons.train)} calls; {len(lessons.held_out)} of "
-                 f"other prompts judge.")
+                 f"other {'pictures' if self.images else 'prompts'} judge.")
         looked = (lambda _: None) if show is None else self._looking(student, lessons, show)
         loop = Loop(student, lessons, self.tuning, self.settings.guidance, self.progress, state, self.say, looked)
         if loop.course.step:
@@ -219,21 +236,29 @@ class _Job:
         looked(course)
         return student, course
 
-    def _lessons(self, root: Path, student: Student) -> Lessons:
-        """What the teacher says; what is missing is recorded."""
+    def _lessons(self, root: Path, student: Student) -> Lessons | ImageLessons:
+        """What the teacher says, or pictures teach; what is missing is recorded or encoded."""
         folder = Path(self.recordings or root) / self.drawn[:32]
         folder.mkdir(parents=True, exist_ok=True)
-        lessons = Lessons(folder, self.pictures)
-        if lessons.missing():
-            self.teacher.record(lessons, student.unet, self.tuning.trajectory, self.settings, self.progress)
+        if self.images:
+            lessons = ImageLessons(folder, self.pictures, self.images)
+            pipe = self.teacher.pipeline()
+            lessons.schedule(pipe.scheduler, self.teacher.name)
+            lessons.record(pipe, self.progress)
+            del pipe
             free_memory()
+        else:
+            lessons = Lessons(folder, self.pictures)
+            if lessons.missing():
+                self.teacher.record(lessons, student.unet, self.tuning.trajectory, self.settings, self.progress)
+                free_memory()
         lessons.sort_out(self.teacher.name)
         if lessons.left_out:
             self.say(f"{lessons.left_out} calls gave NaN or infinite values and were left out.")
         return lessons
 
     def _looking(self, student: Student, lessons: Lessons, show: Callable[[Look], None]) -> Callable[[Course], None]:
-        drawing = Drawing.of(lessons, self.file, self.teacher.configs, self.settings.guidance)
+        drawing = None if self.images else Drawing.of(lessons, self.file, self.teacher.configs, self.settings.guidance)
         return Looking(student, drawing, show, self.progress)
 
     def _add_branches(self, student: Student) -> None:
@@ -255,8 +280,11 @@ class _Job:
         facts = {"run": run, "steps": course.best_step, "of": course.step, "pictures": len(self.pictures),
                  "before": float(f"{course.start:.6g}"), "after": float(f"{course.best:.6g}"),
                  "trained": student.numbers(), "rank": self.tuning.trained.rank, "flips": self.tuning.flips,
-                 "flipped": course.flipped, "loss": self.tuning.loss, "weighting": self.tuning.weighting,
-                 "trajectory": self.tuning.trajectory, "batch": self.tuning.batch, "seed": self.tuning.seed}
+                 "flipped": course.flipped, "reassign": self.tuning.trained.reassign,
+                 "candidates": self.tuning.trained.candidates, "changed": float(f"{student.changed():.6g}"),
+                 "learned_from": "images" if self.images else "teacher", "loss": self.tuning.loss,
+                 "weighting": self.tuning.weighting, "trajectory": self.tuning.trajectory, "batch": self.tuning.batch,
+                 "seed": self.tuning.seed}
         with self.teacher.weights() as original:
             return write(student, original, path, overwrite, facts, self.progress)
 

@@ -11,9 +11,12 @@ from .masters import Trained
 
 TABLES = ("frozen", "shared", "layer")
 WEIGHTINGS = ("even", "relative")
+MOST_CANDIDATES = 16
 LOSSES = ("halves", "guided", "both")
+REASSIGN = ("none", "frozen", "latent")
 # Relative learning rates of AdamW at the start of the cosine.
-RATES = {"scales": 3e-3, "books": 3e-3, "tables": 3e-3, "branches": 1e-2, "biases": 1e-2, "norms": 3e-3, "dense": 3e-3}
+RATES = {"scales": 3e-3, "books": 3e-3, "tables": 3e-3, "latents": 3e-3, "shares": 5e-2, "branches": 1e-2,
+         "biases": 1e-2, "norms": 3e-3, "dense": 3e-3}
 RATES_SUIT = 5e-3                          # relative squared error of a student for which these are
 
 
@@ -50,13 +53,25 @@ class Tuning:
             raise PlanError("tune needs to know how long: give --minutes or --steps")
         if bool(self.flips) != self.trained.codes:
             raise PlanError("codes flip where a share of them is named: give flips and trained.codes together")
+        self._check_reassignment()
         if not 0 <= self.trained.rank <= MAX_RANK:
             raise PlanError(f"--rank must be 0 to {MAX_RANK}, got {self.trained.rank}")
         for name, value, known in (("--tables", self.trained.tables, TABLES), ("--loss", self.loss, LOSSES),
                                    ("--weighting", self.weighting, WEIGHTINGS),
+                                   ("--reassign", self.trained.reassign, REASSIGN),
                                    ("--trajectory", self.trajectory, TRAJECTORIES)):
             if value not in known:
                 raise PlanError(f"{name} must be one of {', '.join(known)}, got '{value}'")
+
+    def _check_reassignment(self) -> None:
+        trained = self.trained
+        if trained.reassign != "none" and self.flips:
+            raise PlanError("--reassign and --flips both change codes: give one of them")
+        if not 1 <= trained.candidates <= MOST_CANDIDATES:
+            raise PlanError(f"--candidates must be 1 to {MOST_CANDIDATES}, got {trained.candidates}")
+        if trained.candidates > 1 and trained.reassign != "frozen":
+            raise PlanError(f"--candidates are the entries nearest to the teacher's weights, so they need --reassign "
+                            f"frozen, got '{trained.reassign}'")
 
     def to_json(self) -> dict:
         """Everything but how long, for fingerprints."""

@@ -18,11 +18,14 @@ from ..keymap import PrefixTable
 from ..layers import VQConv2d, VQLinear
 from ..pipeline import load_unet
 from ..table_record import table_key
+from .assigned import Assigned
+from .candidates import Candidates
 from .coded import TunedLayer
+from .groups import groups_changed
 from .masters import PartMasters, Trained, TrellisTable
 
 # What a parameter belongs to -> its learning rate is a share of a scale, or of the root mean square of a tensor.
-KINDS = ("scales", "books", "tables", "branches", "biases", "norms", "dense")
+KINDS = ("scales", "books", "tables", "latents", "shares", "branches", "biases", "norms", "dense")
 SMALLEST_RMS = 1e-3                        # of a tensor of zeros: biases that start there must be able to move
 _STORABLE = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -38,7 +41,7 @@ class Trainable:
 
 
 class Student:
-    """A vqpack file's UNet, float32, its coded layers trainable without changing a code.
+    """A vqpack file's UNet, float32, its coded layers trainable; codes change where that is asked for, and only there.
 
     layers: key -> coded layer; dense: key -> parameter of a tensor stored as it is; tables: id -> shared trellis table.
     """
@@ -86,6 +89,9 @@ class Student:
                     parameter, kind = getattr(part, name), "books" if name == "book" else "scales"
                     if parameter is not None:
                         yield f"{key}|{index}.{name}", Trainable(parameter, kind, 1.0)
+                if part.assigned is not None and part.assigned.trained is not None:
+                    kind = "latents" if isinstance(part.assigned, Assigned) else "shares"
+                    yield f"{key}|{index}.{kind}", Trainable(part.assigned.trained, kind, 1.0)
                 if part.table is not None and self.trained.tables == "layer":
                     yield f"{key}|{index}.table", Trainable(part.table.change, "tables", 1.0)
             if layer.branch is not None:
@@ -120,33 +126,59 @@ class Student:
                     part.table.keep_in_range()
 
     def values(self) -> dict[str, torch.Tensor]:
-        """Copies of all trained tensors on the CPU, by name; of codes too, where they may flip."""
+        """Copies of all trained tensors on the CPU, by name; of codes too, where they may change."""
         found = {name: item.parameter.detach().to("cpu", copy=True) for name, item in self.trainable.items()}
-        return found | {name: part.part.codes.cpu() for name, part in self._flipping()}
+        return found | {name: part.part.codes.cpu() for name, part in self._changing()}
 
     def take(self, values: Mapping[str, torch.Tensor]) -> None:
         """Set all trained tensors from `values`."""
         for name, item in self.trainable.items():
             item.parameter.data.copy_(values[name])
-        for name, part in self._flipping():
+        for name, part in self._changing():
             part.part = replace(part.part, codes=values[name].to(part.part.codes.device))
 
-    def _flipping(self) -> Iterator[tuple[str, PartMasters]]:
-        for key, layer in self.layers.items() if self.trained.codes else ():
+    def _changing(self) -> Iterator[tuple[str, PartMasters]]:
+        for key, layer in self.layers.items():
             for index, part in enumerate(layer.parts):
-                yield f"{key}|{index}.codes", part
+                if self.trained.codes or part.assigned is not None:
+                    yield f"{key}|{index}.codes", part
+
+    def reassign(self) -> dict[nn.Parameter, torch.Tensor]:
+        """After a step: assign codes anew where they follow the books -> latents, masks of groups that changed."""
+        return {latent: mask for layer in self.layers.values() for latent, mask in layer.reassign().items()}
+
+    def sharpen(self, progress: float) -> None:
+        """Before a step: mixtures of candidates come closer to a choice. progress: share of the run that is over."""
+        for candidates in self._candidates():
+            candidates.sharpen(progress)
+
+    def _candidates(self) -> list[Candidates]:
+        return [part.assigned for layer in self.layers.values() for part in layer.parts
+                if isinstance(part.assigned, Candidates)]
+
+    def changed(self) -> float:
+        """Share of the groups, of the codes that may change, that are not those of the file."""
+        stored = {id(masters): part for layer in self.layers.values()
+                  for masters, (*_, part) in zip(layer.parts, layer.coded.parts, strict=True)}
+        counts = [groups_changed(stored[id(masters)], masters.part) for _, masters in self._changing()]
+        return sum(some for some, _ in counts) / max(1, sum(all_ for _, all_ in counts))
 
     @contextmanager
     def as_stored(self) -> Iterator[None]:
-        """Inside, dense tensors hold what a file would hold of them; coded layers always do."""
+        """Inside, all is as a file would hold it: dense tensors rounded, mixtures of candidates their largest share."""
+        soft = [candidates for candidates in self._candidates() if not candidates.hard]
         kept = {name: item.parameter.detach().clone() for name, item in self.trainable.items()
                 if item.stored not in (None, torch.float32)}
         try:
             for name, value in kept.items():
                 item = self.trainable[name]
                 item.parameter.data.copy_(value.to(item.stored))
+            for candidates in soft:
+                candidates.hard = True
             yield
         finally:
+            for candidates in soft:
+                candidates.hard = False
             for name, value in kept.items():
                 self.trainable[name].parameter.data.copy_(value)
 

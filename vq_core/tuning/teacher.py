@@ -61,6 +61,10 @@ class CheckpointTeacher:
         """Its weights, to be closed: an opened reader that decompress.decode_tensor takes."""
         return open_reader(self._checkpoint.path)
 
+    def pipeline(self):
+        """Its diffusers pipeline, with VAE and text encoders."""
+        return self._models.pipeline(self._checkpoint)
+
     def check(self, trajectory: str) -> None:
         """UnsupportedError where pictures cannot be drawn by whom `trajectory` (of lessons.TRAJECTORIES) says."""
 
@@ -68,7 +72,7 @@ class CheckpointTeacher:
         """Draw the pictures that are missing, with the student in the teacher's place where `trajectory` says so, and
         keep what the teacher says at every step.
         """
-        pipe = self._models.pipeline(self._checkpoint)
+        pipe = self.pipeline()
         drawn = partial(_drawn, pipe, pipe.unet, student_unet, trajectory, settings, progress)
         lessons.record(drawn, progress)
 
