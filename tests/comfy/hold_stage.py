@@ -35,7 +35,7 @@ class HoldStage:
 
         def advance(self, *args, **named):
             real(self, *args, **named)
-            if self.stage == stage:
+            if self.stage == stage and args[:1] != (0,):     # a run that goes on says how far it was, at first 0
                 self.detail = f"{self.detail} {HELD}"
                 self._tell(force=True)
                 end = time.monotonic() + PATIENCE

@@ -11,7 +11,6 @@ import aiohttp
 import server
 from server import BASE, Browser, files
 
-server.PROMPT_SECONDS = 900
 TUNE = {"file": "coarse.safetensors", "file_name": ["ready", 0], "teacher": "whole.safetensors", "preset": "lightning",
         "prompts": "a red fox in the snow\ntwo cats", "prompt_file": "(none)", "count": 0, "minutes": 30.0, "name": "",
         "tuning_steps": 4, "rate": 2.0, "batch": 2, "width": 64, "height": 64, "steps": 2}
@@ -31,7 +30,7 @@ async def story(url: str) -> dict:
     async with aiohttp.ClientSession() as session:
         browser = Browser(session, url)
         await server.wait_until_up(browser)
-        found = {"stopped": await browser.run({name: prompt[name] for name in ("ready", "tune")}, stop_at=b"tuning, ")}
+        found = {"stopped": await browser.stop({name: prompt[name] for name in ("ready", "tune")}, "tuning")}
         found["kept"] = files()
         found["done"] = await browser.run(prompt)
         found["files"], found["drawn"] = files(), len(list((BASE / "output").rglob("drawn*")))
@@ -45,8 +44,7 @@ def main() -> None:
     try:
         found = asyncio.run(story(f"http://127.0.0.1:{port}"))
     finally:
-        process.terminate()
-        process.wait(30)
+        server.end(process)
     print("FOUND " + json.dumps(found))
 
 

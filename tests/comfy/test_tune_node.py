@@ -6,8 +6,7 @@ import os
 import pytest
 
 from . import unets
-from .conftest import ROOT, make_checkpoint, text_encoder_shapes
-from .test_calibrate import observed
+from .conftest import make_base, make_checkpoint, observed, text_encoder_shapes
 
 STOPPED = "InterruptProcessingException"
 PACK = '''
@@ -82,7 +81,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(comfyui, drawn):
-    return observed(comfyui, drawn, "cases_tune.py", "all")
+    return observed("cases_tune.py", comfyui, drawn, "all")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def old(old_comfyui, drawn, found):
         if path.name != "coarse.safetensors":
             path.unlink()
     (results / "sub").rmdir()
-    return observed(old_comfyui, drawn, "cases_tune.py", "short")
+    return observed("cases_tune.py", old_comfyui, drawn, "short")
 
 
 @pytest.fixture(params=["found", "old"])
@@ -175,15 +174,11 @@ def served(comfyui, drawn, found, tmp_path_factory):
     """What server_tune.py saw of a real server that has the checkpoint, its file and this pack; the configurations of
     the text encoders were written by `found`.
     """
-    base = tmp_path_factory.mktemp("served")
-    for name in ("models/checkpoints", "models/vq_checkpoints", "custom_nodes/ready", "input", "output", "temp",
-                 "user"):
-        (base / name).mkdir(parents=True)
-    for name in ("checkpoints/whole.safetensors", "vq_checkpoints/coarse.safetensors"):
-        os.link(drawn / "base" / "models" / name, base / "models" / name)
-    (base / "custom_nodes" / "ready" / "__init__.py").write_text(PACK, encoding="utf-8")
-    (base / "custom_nodes" / "vq-pack").symlink_to(ROOT, target_is_directory=True)
-    return observed(comfyui, base, "server_tune.py", str(drawn))
+    models = drawn / "base" / "models"
+    base = make_base(tmp_path_factory.mktemp("served"), {"ready": PACK},
+                     checkpoints=models / "checkpoints" / "whole.safetensors",
+                     vq_checkpoints=models / "vq_checkpoints" / "coarse.safetensors")
+    return observed("server_tune.py", comfyui, base, str(drawn))
 
 
 def test_a_server_tunes_loads_and_draws_after_it_was_stopped(served):
