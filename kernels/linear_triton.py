@@ -12,11 +12,12 @@ import triton
 import triton.language as tl
 
 from . import decode_torch
-from .decode_triton import family_arguments, kept_signs, small_part
+from .decode_triton import family_arguments, kept_signs
 from .launch_triton import FAILURES, Launch
 from .packing import UNIT_STEPS
 from .parts import AdditivePart, LutPart, Part, TrellisPart
 from .rotation import hadamard_matrix
+from .small_part import small_part
 from .tile_table import architecture, processors, tiles
 from .tiles_triton import integers
 
@@ -45,14 +46,15 @@ def prepared(x: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor | 
         wide = wide * part.scales.col
     if part.rotation:
         wide = wide * kept_signs(part.rotation_seed, part.channels, x.device)
-        wide = (wide.view(-1, part.rotation) @ _matrix(part.rotation, x.device)).view(x.shape)
+        wide = (wide.view(-1, part.rotation) @ rotation_matrix(part.rotation, x.device)).view(x.shape)
     of_token = wide.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny)              # [tokens]
     return (wide / of_token[:, None]).to(x.dtype), of_token
 
 
 @functools.lru_cache(maxsize=16)
-def _matrix(block: int, device: torch.device) -> torch.Tensor:
-    return hadamard_matrix(block, device)
+def rotation_matrix(block: int, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """hadamard_matrix, made once."""
+    return hadamard_matrix(block, device, dtype)
 
 
 def launch(x: torch.Tensor, of_token: torch.Tensor | None, part: Part, bias: torch.Tensor | None, y: torch.Tensor,

@@ -24,13 +24,18 @@ class Tiles:
     linear_cols: int = 64     # of the weight, at a time
     linear_tokens: int = 128  # rows of x that share a decoded tile
     linear_warps: int = 4     # for every 64 rows of x; fewer rows take `warps`
+    int8_tokens: int = 128    # of the product of int8 matrices
+    int8_rows: int = 128
+    int8_cols: int = 64
+    int8_warps: int = 8
+    rounding_warps: int = 4   # for 16 tokens of x and a matrix of 128
 
 
 # First prefix that fits. gfx11 has half the registers for a product's sums: 128 x 128 tiles of fp16 spilled 163 there.
 # sm_120: palettes spilled at four warps.
 TABLE = (
     ("sm_12", Tiles(linear_warps=8)),
-    ("gfx11", Tiles(linear_tokens=64)),
+    ("gfx11", Tiles(linear_tokens=64, rounding_warps=8)),
     ("gfx9", Tiles(linear_tokens=64)),
     ("", Tiles()),
 )

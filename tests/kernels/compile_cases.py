@@ -8,7 +8,7 @@ import torch
 
 FOLDER = Path(__file__).parent
 make = runpy.run_path(str(FOLDER / "triton_interpreted.py"))["make"]
-from vqpack.kernels import decode_triton, linear_triton, viterbi_triton  # noqa: E402
+from vqpack.kernels import decode_triton, int8_triton, linear_triton, viterbi_triton  # noqa: E402
 from vqpack.kernels.launch_triton import merged  # noqa: E402
 
 # Triton dropped sm_75; dispatch.py sends such cards to torch.
@@ -34,6 +34,17 @@ def viterbi(window, step_bits, vector=1):
     kinds, states = torch.empty(64, dtype=torch.uint8), torch.empty(4, dtype=torch.int32)
     back, codes = (torch.empty(4, 64, dtype=torch.uint8) for _ in range(2))
     return lambda target: viterbi_triton.launch(targets, table, step_bits, kinds, states, 0, back, codes)
+
+
+def rounding(part, dtype=HALF):
+    x, q = torch.empty(256, part.channels, dtype=dtype), torch.empty(256, part.channels, dtype=torch.int8)
+    return lambda target: int8_triton.launch_rounding(x, part, 8, q, torch.empty(256), target)
+
+
+def int8_product(part, dtype=HALF):
+    q, w = (torch.empty(rows, part.channels, dtype=torch.int8) for rows in (256, part.out_features))
+    y, bias = torch.empty(256, part.out_features, dtype=dtype), torch.empty(part.out_features, dtype=dtype)
+    return lambda target: int8_triton.launch_product(q, torch.empty(256), part, w, bias, y, target)
 
 
 def group(part):
@@ -66,6 +77,10 @@ def cases() -> dict:
         "linear trellis 2 bits 256 tokens": linear(trellis(2), 256, BRAIN),
         "linear palette 4 bits 64 tokens": linear(make.lut(64, 1280, 1, 4), 64),
         "linear additive 2 x 8 64 tokens": linear(make.additive(64, 1280, 1, 8, 8, 2), 64),
+        "rounding x": rounding(trellis(3), BRAIN),
+        "rounding x rotated 128": rounding(trellis(3, rotation=128)),
+        "rounding x rotated 128, columns": rounding(trellis(3, rotation=128, col=True)),
+        "int8 product": int8_product(trellis(3)),
         "viterbi window 8, 2 bits": viterbi(8, 2),
         "viterbi window 12, 1 bit": viterbi(12, 1),
         "viterbi window 12, 3 bits": viterbi(12, 3),
