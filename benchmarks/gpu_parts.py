@@ -1,10 +1,11 @@
 """What gpu_protocol.py measures, part by part; each yields rows of plain values.
 
 ceilings, decode, linears, groups, convs, tokens: vqpack bench's. unet_512, unet_1024: one call of SDXL's UNet in fp16,
-dense, ours, ours with a LoRA of rank 32 on a third of the linear layers, ours with 1 GB of decoded weights kept; peak
-memory beside the formula that `vqpack doctor` prints; the first picture of four steps against the second.
-unet_compiled: the dense one compiled. text_share: the part of a call that goes into keys and values of the text, which
-are the same in every step. viterbi: weights coded a second.
+dense, ours, ours with int8 activations (integers decoded in each call, and kept), ours with a LoRA of rank 32 on a
+third of the linear layers, ours with 1 GB of decoded weights kept; peak memory beside the formula that
+`vqpack doctor` prints; the first picture of four steps against the second. unet_compiled: the dense one compiled.
+text_share: the part of a call that goes into keys and values of the text, which are the same in every step. viterbi:
+weights coded a second.
 """
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from vqpack.vq_core import cost_model
+from vqpack.vq_core.activations.int8 import multiply_in_int8
+from vqpack.vq_core.activations.specs import make_activations
 from vqpack.vq_core.bench import run as bench
 from vqpack.vq_core.bench.timing import measure
 from vqpack.vq_core.bench.unet import inputs, make_coded, random_unet
@@ -49,6 +52,8 @@ def unets(device: str, dtype: torch.dtype, pixels: int, batch: int, tiny: bool) 
     """Dense, then ours in its three ways; each guarded, for the dense one may not fit."""
     arguments = inputs(pixels, batch, device, dtype, tiny)
     ways = {"dense": lambda: random_unet(device, dtype, tiny), "ours": lambda: ours(device, dtype, tiny),
+            "ours, int8": lambda: in_int8(ours(device, dtype, tiny)),
+            "ours, int8, integers kept": lambda: in_int8(ours(device, dtype, tiny), keep=True),
             "ours, LoRA": lambda: with_lora(ours(device, dtype, tiny), dtype),
             "ours, 1 GB kept": lambda: ours(device, dtype, tiny, KEPT)}
     for way, make in ways.items():
@@ -123,6 +128,12 @@ def ours(device: str, dtype: torch.dtype, tiny: bool, keep_bytes: int = 0) -> nn
     return make_coded(random_unet(device, dtype, tiny), TINY_SPEC if tiny else SPEC, device, dtype, keep_bytes)
 
 
+def in_int8(unet: nn.Module, keep: bool = False) -> nn.Module:
+    """Its linear layers multiply in int8 (preset int8); keep: their integers stay, 2.2 GB of SDXL."""
+    multiply_in_int8(unet, make_activations("int8"), keep)
+    return unet
+
+
 def with_lora(unet: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Rank 32 on every third linear layer, beside it or onto its weight as the formula has it."""
     linears = [module for module in unet.modules() if isinstance(module, VQLinear)]
@@ -155,6 +166,7 @@ def memory(unet: nn.Module, pixels: int, batch: int, itemsize: int) -> cost_mode
     codes = sum(m.coded.nbytes for m in coded)
     dense = sum(p.nbytes for p in unet.parameters())
     kept = sum(m.decoded.nbytes for m in coded if m.decoded is not None)
+    kept += sum(m.coded.numel for m in coded if getattr(getattr(m, "product", None), "keep", False))
     largest = max((m.coded.numel for m in coded if m.decoded is None), default=0)
     scratch = cost_model.decode_scratch(largest, itemsize)
     return cost_model.SamplingMemory(codes + dense, scratch, kept, cost_model.activation_bytes(pixels, batch, itemsize))

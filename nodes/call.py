@@ -1,5 +1,7 @@
 """One call of a coded layer: its decoded weight, kept or in lent memory; LoRA onto it or beside it; the product.
 
+With int8 activations the integers take the decoded weight's place, and LoRA goes beside them in floating point.
+
 Whatever is in doubt goes the long way: the host casts, a tensor of its own holds the decoded weight, every weight
 function is applied to it in order.
 """
@@ -12,10 +14,11 @@ import torch
 
 from ..kernels.linear import coded_linear
 from ..kernels.parts import Part
+from ..vq_core.activations.int8 import int8_product
 from ..vq_core.low_rank import Term, add_beside_, beside_is_cheaper
 from ..vq_core.scratch_pool import decoded, may_lend
 from . import host
-from .layout import is_coded, plain, rounded_to, unwrap
+from .layout import int8_operation, is_coded, plain, rounded_to, unwrap
 from .patches import Patches
 
 
@@ -24,7 +27,10 @@ def run(layer, input: torch.Tensor) -> torch.Tensor:
     functions = layer.weight_function
     if not _short(layer, input, functions):
         weight, bias, state = layer._weight_and_bias(input=input)
-        out = layer.multiply(input, plain(weight), bias)
+        if layer.inputs is not None and is_coded(weight) and not torch.is_grad_enabled():
+            out = int8_operation(input, weight, bias, layer.inputs, _integers(layer, input))
+        else:
+            out = layer.multiply(input, plain(weight), bias)
     else:
         with _without_functions(layer):
             weight, bias, state = layer._weight_and_bias(input=input)
@@ -51,6 +57,10 @@ def _without_functions(layer) -> Iterator[None]:
 
 def _multiply(layer, input, weight, bias, functions: list) -> torch.Tensor:
     """weight: coded, or a tensor of its own where the host had to decode it."""
+    if layer.inputs is not None and is_coded(weight):
+        terms = _terms(functions, weight.shape)
+        if terms is not None:              # others change the weight, which then is no matrix of integers
+            return add_beside_(_rounded(layer, input, weight, bias), input, terms)
     part = _part_to_fuse(layer, weight, input)
     if not functions:
         return _product(layer, input, weight, bias, part)
@@ -78,6 +88,16 @@ def _product(layer, input, weight, bias, part: Part | None) -> torch.Tensor:
         return coded_linear(input, part, bias)
     with _dense(layer, weight, input) as dense:
         return layer.multiply(input, dense, bias)
+
+
+def _rounded(layer, input, weight, bias) -> torch.Tensor:
+    """The int8 product, without patches."""
+    return int8_product(input, unwrap(weight), bias, layer.inputs, _integers(layer, input))
+
+
+def _integers(layer, input: torch.Tensor) -> torch.Tensor | None:
+    kept = layer.kept
+    return kept if kept is not None and kept.dtype == torch.int8 and kept.device == input.device else None
 
 
 def _terms(functions: list, shape) -> tuple[Term, ...] | None:

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 
 import torch
 
+from ..vq_core.activations.int8 import decode_integers, why_emulated
 from ..vq_core.cost_model import worth_keeping
 from . import host
 from .guards import LOADED_MARK
 from .layout import decode, unwrap
 
+ALL = 1 << 62                              # bytes: whatever there is room for
 _SHARE_OF_FREE_MEMORY = 0.5                # more than this is left to the sampling, whatever was asked for
 
 
@@ -28,7 +30,7 @@ def fill(patcher, device, room: float) -> None:
     budget = min(getattr(patcher.model, "vq_keep_bytes", 0), room)
     if budget > 0:
         budget = min(budget, kept_bytes(modules.values()) + _SHARE_OF_FREE_MEMORY * host.free_bytes(device))
-    here = {key: module.weight for key, module in modules.items() if getattr(module, LOADED_MARK, False)}
+    here = {key: module for key, module in modules.items() if getattr(module, LOADED_MARK, False)}
     chosen = set() if budget <= 0 else _chosen(here, int(budget))
     for key, module in modules.items():
         if key not in chosen:
@@ -36,12 +38,24 @@ def fill(patcher, device, room: float) -> None:
     for key in chosen:
         module = modules[key]
         if module.kept is None:
-            module.kept = decode(unwrap(module.weight), module.weight.dtype)        # [*logical shape]
+            module.kept = _made(module)
 
 
-def _chosen(weights: dict[str, torch.Tensor], budget: int) -> set[str]:
-    itemsize = max((weight.dtype.itemsize for weight in weights.values()), default=1)
-    return set(worth_keeping([(key, unwrap(weight).layout) for key, weight in weights.items()], itemsize, budget))
+def _made(module) -> torch.Tensor:
+    """What is kept of a layer: int8 [out, in] where its product takes integers, else its weight [*logical shape]."""
+    coded = unwrap(module.weight)
+    return decode_integers(coded) if _as_integers(module) else decode(coded, module.weight.dtype)
+
+
+def _as_integers(module) -> bool:
+    spec, weight = module.inputs, module.weight
+    return spec is not None and why_emulated(unwrap(weight), weight.dtype, spec.bits, spec.rotated) is None
+
+
+def _chosen(modules: dict[str, torch.nn.Module], budget: int) -> set[str]:
+    return set(worth_keeping([(key, unwrap(module.weight).layout,
+                               1 if _as_integers(module) else module.weight.dtype.itemsize)
+                              for key, module in modules.items()], budget))
 
 
 def drop(modules: Iterable) -> int:

@@ -5,13 +5,16 @@ from comfy_api.latest import io
 
 from . import files
 from .file_input import VQFileNode, file_input, file_name_input
-from .schema import COMPRESSED, MEMORY_MODES, make_schema
+from .schema import ACTIVATIONS, COMPRESSED, FULL, MEMORY_MODES, make_schema
 
 _MEMORY_MODE = ("compressed: weights stay small in memory and are decoded in each step. "
                 "decoded: decoded once while loading, as fast and as large as the original checkpoint. "
                 "dynamic (experimental): compressed under ComfyUI's dynamic VRAM, not yet measured on a GPU.")
 _KEEP = ("Memory mode compressed: so many MB of decoded weights may stay on the device, as long as nothing else needs "
          "them, so that these layers are not decoded in each step. 0: none.")
+_ACTIVATIONS = ("int8: what linear layers are given is rounded to 8 bits, token by token, and multiplied in int8, "
+                "which many devices, CPUs too, do faster; pictures change a little, LoRA stays exact. With memory mode "
+                "decoded these layers take one byte a weight. as the file says: what it was quantized with.")
 
 
 def _inputs() -> list:
@@ -21,6 +24,7 @@ def _inputs() -> list:
         file_name_input(),
         io.Int.Input("keep_decoded", display_name="keep decoded (MB)", default=0, min=0, max=1 << 17, step=64,
                      optional=True, tooltip=_KEEP, extra_dict={"advanced": True}),
+        io.Combo.Input("activations", options=list(ACTIVATIONS), default=FULL, optional=True, tooltip=_ACTIVATIONS),
     ]
 
 
@@ -40,11 +44,12 @@ class VQCheckpointLoader(VQFileNode):
                      io.Vae.Output(tooltip="The VAE.")])
 
     @classmethod
-    def execute(cls, file, memory_mode, file_name=None, keep_decoded=0) -> io.NodeOutput:
+    def execute(cls, file, memory_mode, file_name=None, keep_decoded=0, activations=FULL) -> io.NodeOutput:
         """-> MODEL, CLIP, VAE"""
         from .loading import load_checkpoint
 
-        return io.NodeOutput(*load_checkpoint(files.vq_path(file_name or file), memory_mode, keep_decoded << 20))
+        return io.NodeOutput(*load_checkpoint(files.vq_path(file_name or file), memory_mode, keep_decoded << 20,
+                                              activations))
 
 
 class VQDiffusionModelLoader(VQFileNode):
@@ -60,8 +65,9 @@ class VQDiffusionModelLoader(VQFileNode):
             inputs=_inputs(), outputs=[io.Model.Output(tooltip="The UNet.")])
 
     @classmethod
-    def execute(cls, file, memory_mode, file_name=None, keep_decoded=0) -> io.NodeOutput:
+    def execute(cls, file, memory_mode, file_name=None, keep_decoded=0, activations=FULL) -> io.NodeOutput:
         """-> MODEL"""
         from .loading import load_diffusion_model
 
-        return io.NodeOutput(load_diffusion_model(files.vq_path(file_name or file), memory_mode, keep_decoded << 20))
+        return io.NodeOutput(load_diffusion_model(files.vq_path(file_name or file), memory_mode, keep_decoded << 20,
+                                                  activations))

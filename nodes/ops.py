@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from ..vq_core.activations.specs import TokenSpec
 from . import call, host
 from .guards import Guarded
 from .layout import decode, is_coded, plain, unwrap
@@ -19,7 +20,8 @@ class Coded(Guarded):
     """What the three share. Parameters are born on `meta`: a full-size weight is never allocated before loading."""
 
     decode_at_load = False
-    kept: torch.Tensor | None = None       # the decoded weight, where the model keeps it (kept.py)
+    kept: torch.Tensor | None = None       # the decoded weight or its integers, where the model keeps it (kept.py)
+    inputs: TokenSpec | None = None        # how the input is rounded for an int8 product (activations.py)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                               error_msgs):

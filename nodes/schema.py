@@ -7,6 +7,8 @@ from comfy_api.latest import io
 
 COMPRESSED, DECODED, DYNAMIC = "compressed", "decoded", "dynamic (experimental)"
 MEMORY_MODES = (COMPRESSED, DECODED, DYNAMIC)       # append only: saved workflows hold these words
+FULL, INT8, AS_FILED = "16 bits", "int8", "as the file says"
+ACTIVATIONS = (FULL, INT8, AS_FILED)                # append only
 
 
 def make_schema(**fields) -> io.Schema:

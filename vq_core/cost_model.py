@@ -94,12 +94,13 @@ def weights_of(layout: Layout) -> int:
     return layout.shape[0] * layout.shape[1] * layout.taps
 
 
-def worth_keeping(layouts: Iterable[tuple[str, Layout]], itemsize: int, budget: int) -> list[str]:
-    """Which weights to keep decoded within a budget of bytes: the dearest to decode for each byte kept, first.
+def worth_keeping(weights: Iterable[tuple[str, Layout, int]], budget: int) -> list[str]:
+    """Which of (name, layout, bytes of a decoded element) to keep decoded within a budget of bytes.
 
-    Small layers come first, for a launch costs as much whatever it decodes. Ties keep the given order.
+    The dearest to decode for each byte kept come first: small layers, for a launch costs as much whatever it decodes.
+    Ties keep the given order.
     """
-    rows = [(name, decoding(layout), weights_of(layout) * itemsize) for name, layout in layouts]
+    rows = [(name, decoding(layout), weights_of(layout) * itemsize) for name, layout, itemsize in weights]
     chosen = []
     for name, _, nbytes in sorted(rows, key=lambda row: -row[1] / row[2]):
         if nbytes <= budget:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import torch
 from torch import nn
@@ -56,8 +56,12 @@ class _VQModule(nn.Module):
 class VQLinear(_VQModule):
     """y = x W^T + b with a coded W [out_features, in_features]."""
 
+    product: Callable[[torch.Tensor, CodedWeight, torch.Tensor | None], torch.Tensor] | None = None  # instead of ours
+
     def forward(self, x: torch.Tensor, *args) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.product is not None:
+            return self.product(x, self.coded.to(x.device), bias)
         part = None if self.decoded is not None or not may_lend() else self.coded.part_to_fuse(x)
         if part is not None:
             return coded_linear(x, part, bias)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .activations.int8 import Int8Product, chosen, linear_spec
 from .arch import UNET_PREFIX, Architecture, detect, unet_names, vae_names
 from .configs import read_config
 from .container import Reader
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def load_unet(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
-              decode: str = "once", configs: str | Path | None = None):
+              decode: str = "once", configs: str | Path | None = None, activations: str | None = None):
     """A vqpack file -> diffusers' UNet2DConditionModel in evaluation mode.
 
     path: the file, or any checkpoint opened by source_reader.open_reader, which is closed.
@@ -38,14 +39,17 @@ def load_unet(path: str | Path, dtype: torch.dtype | None = None, device: str | 
     decode: "once" decodes at load, which gives an ordinary model of an ordinary model's size and speed; "per_call"
     keeps the codes in memory and decodes each layer whenever it is used.
     configs: a diffusers folder whose configurations replace SDXL's, for models of other head sizes.
+    activations: "int8" rounds what linear layers are given and multiplies in int8 (docs/activations.md); with "once"
+    these layers keep integers, a byte a weight. "file": as the file's plan says. None: 16 or 32 bits.
     Raises FormatError or UnsupportedError in one sentence.
     """
-    with _Loader(path, dtype, device, decode, configs) as loader:
+    with _Loader(path, dtype, device, decode, configs, activations) as loader:
         return loader.unet()
 
 
 def load_pipeline(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
-                  decode: str = "once", configs: str | Path | None = None, **components):
+                  decode: str = "once", configs: str | Path | None = None, activations: str | None = None,
+                  **components):
     """A vqpack file -> StableDiffusionXLPipeline (its inpainting, image-to-image or editing kin for such models).
 
     components: ready parts (vae=, text_encoder=, tokenizer=, scheduler=, ...) used instead of the file's; a file
@@ -53,7 +57,7 @@ def load_pipeline(path: str | Path, dtype: torch.dtype | None = None, device: st
     """
     import diffusers
 
-    with _Loader(path, dtype, device, decode, configs) as loader:
+    with _Loader(path, dtype, device, decode, configs, activations) as loader:
         name = PIPELINES.get(loader.architecture.name, "StableDiffusionXLPipeline")
         pipeline = getattr(diffusers, name)
         parts = loader.components(components)
@@ -79,7 +83,7 @@ def _switches(loader: _Loader, pipeline: str) -> dict:
 class _Loader:
     """One open file and how its parts are wanted."""
 
-    def __init__(self, path, dtype: torch.dtype | None, device, decode: str, configs):
+    def __init__(self, path, dtype: torch.dtype | None, device, decode: str, configs, activations: str | None = None):
         if decode not in DECODE:
             raise PlanError(f"decode must be 'once' or 'per_call', got '{decode}'")
         self.device, self.decode = torch.device(device), decode
@@ -94,6 +98,10 @@ class _Loader:
             self.coded = frozenset(self.reader.coded_keys())
             self.shapes = {key: self._shape(key) for key in self.reader.keys() if not key.startswith("vq.")}
             self.architecture: Architecture = detect(self.shapes, self.reader.path.name)
+            settings = chosen(activations, self.reader.metadata)
+            specs = {key: linear_spec(settings, key) for key in self.coded
+                     if key.startswith(UNET_PREFIX) and len(self.shapes[key]) == 2}
+            self.rounded = {key: spec for key, spec in specs.items() if spec is not None}
         except BaseException:
             self.reader.close()
             raise
@@ -207,11 +215,11 @@ class _Loader:
     def _tensors(self, prefix: str, names: PrefixTable) -> Iterator[tuple[str, torch.Tensor | CodedWeight]]:
         """(diffusers name, tensor in the wanted dtype or coded weight kept as it is) of one component."""
         own = {key: names.apply(key[len(prefix):]) for key in self.shapes if key.startswith(prefix)}
-        decoded = [key for key in own if key in self.coded and self.decode == "once"]
+        decoded = [key for key in own if key in self.coded - self.rounded.keys() and self.decode == "once"]
         for key, name in own.items():
             if key not in self.coded:
                 yield name, decode_tensor(self.reader, key, self.dtype).to(self.device)
-            elif self.decode == "per_call":
+            elif self.decode == "per_call" or key in self.rounded:
                 yield name, self.reader.weight(key).to(self.device)
         # Read here, decoded side by side on the CPU: a layer has a thread to itself and waits for nobody.
         weights = ((key, self.reader.weight(key)) for key in decoded)
@@ -244,6 +252,10 @@ class _Loader:
         model.load_state_dict(dense, strict=False, assign=True)
         layers = {name.removesuffix(".weight"): weight for name, weight in coded.items()}
         replace_layers(model, layers, dtype=self.dtype)
+        for key, spec in self.rounded.items():
+            if key.startswith(prefix):
+                layer = names.apply(key[len(prefix):]).removesuffix(".weight")
+                model.get_submodule(layer).product = Int8Product(spec, keep=self.decode == "once")
         _fill_buffers(model, self.device)
         return model.requires_grad_(False).eval()
 

@@ -29,7 +29,7 @@ def sampling_memory(path: str | Path, pixels: int = 1024, batch: int = 2, keep_b
         dense = sum(reader.entry(key).nbytes for key in keys if key not in coded)
         tables = sum(reader.entry(key).nbytes for key in reader.keys() if key.startswith(TABLES))
     sizes = {key: weights_of(layout) for key, layout in layouts.items()}
-    kept = worth_keeping(layouts.items(), HALF, keep_bytes)
+    kept = worth_keeping([(key, layout, HALF) for key, layout in layouts.items()], keep_bytes)
     return SamplingMemory(stored + dense + tables, decode_scratch(max(sizes.values()), HALF),
                           sum(sizes[key] * HALF for key in kept), activation_bytes(pixels, batch, HALF))
 

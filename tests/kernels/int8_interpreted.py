@@ -23,13 +23,14 @@ def check(part, tokens: int, bits: int = 8, bias: bool = False, spread: float = 
     int8_triton.launch_rounding(x, part, bits, q, scale).run(x.device)
     want_q, want_scale = int8_torch.quantize(x, part, bits)
     apart = (q.int() - want_q.int()).abs()
-    # column scales round x to float16 once more, 2^-12 of its largest entry
-    near, flips = (5e-4, 0.02) if part.scales.col is not None else (1e-5, 1e-3)
+    # column scales round x to float16 once more, each entry by up to 2^-11
+    near, flips = (1e-3, 0.02) if part.scales.col is not None else (1e-5, 1e-3)
     assert torch.allclose(scale, want_scale, rtol=near), (part, tokens)
     assert int(apart.max()) <= 1 and float(apart.float().mean()) < flips, (float(apart.float().mean()), part)
     found, want = int8_triton.linear(x, part, integers, b, bits), int8_torch.linear(x.float(), part, integers, b, bits)
     assert found.dtype == torch.float16 and found.shape == want.shape and not found.isnan().any()
-    assert float((found.float() - want).abs().max() / want.abs().max()) < LARGEST + 1 / 2 ** (bits + 3), (part, tokens)
+    far = float((found.float() - want).abs().max() / want.abs().max())
+    assert far < LARGEST + 2 * near + 1 / 2 ** (bits + 3), (far, part, tokens)
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ def test_never_more_than_the_budget_and_the_dearest_first(weights):
     sizes = {name: cost_model.weights_of(layout) * 2 for name, layout in layouts}
     worth = {name: cost_model.decoding(layout) / sizes[name] for name, layout in layouts}
     for budget in (0, 5000, 40_000, 10**9):
-        kept = cost_model.worth_keeping(layouts, 2, budget)
+        kept = cost_model.worth_keeping([(*row, 2) for row in layouts], budget)
         assert sum(sizes[name] for name in kept) <= budget and len(set(kept)) == len(kept)
         left = set(sizes) - set(kept)
         room = budget - sum(sizes[name] for name in kept)
         assert all(sizes[name] > room or worth[name] <= min(worth[k] for k in kept) for name in left)
-    assert len(cost_model.worth_keeping(layouts, 2, 10**9)) == len(layouts)
+    assert len(cost_model.worth_keeping([(*row, 2) for row in layouts], 10**9)) == len(layouts)
 
 
 def test_what_takes_longer_costs_more(weights):

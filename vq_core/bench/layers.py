@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
-from ...kernels import dispatch
+from ...kernels import dispatch, int8_linear
 from ...kernels.linear import coded_linear
+from ..activations.int8 import decode_integers
 from ..low_rank import LowRank, add_beside_
 from ..scratch_pool import POOL
 from ..spec import TrellisSpec
@@ -94,9 +95,26 @@ def _ways(x, weight: CodedWeight, dense, multiply, term, channels_last: bool) ->
         yield "ours, fused", lambda x: coded_linear(x, part)
     if part is not None and term is not None:
         yield "ours, fused, LoRA beside", lambda x: add_beside_(coded_linear(x, part), x, [term])
+    if len(weight.shape) == 2:
+        yield from _int8_ways(weight, x.dtype)
     if not channels_last:
         blocks = random_blocks(tuple(weight.shape), str(x.device))
         yield "4-bit blocks by torch operations", lambda x: multiply(x, blocks.decode(x.dtype))
+
+
+def _int8_ways(weight: CodedWeight, dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
+    """x rounded by token: integers decoded in each call, and kept, a byte a weight; by every backend that is ready."""
+    part, kept = weight.parts[0][3], decode_integers(weight)
+    for known in int8_linear.BACKENDS:
+        if known.requirements.refusal(part, dtype, known.module) is None:
+            yield f"ours, int8, {known.name}", lambda x, name=known.name: _integers_and(x, weight, name)
+            yield f"ours, int8, {known.name}, integers kept", lambda x, name=known.name: int8_linear.int8_linear(
+                x, part, integers=kept, backend=name)
+
+
+def _integers_and(x: torch.Tensor, weight: CodedWeight, backend: str) -> torch.Tensor:
+    with POOL.lend(weight.numel, torch.int8, weight.device) as memory:
+        return int8_linear.int8_linear(x, weight.parts[0][3], integers=decode_integers(weight, memory), backend=backend)
 
 
 def _decode_and(multiply, x, weight: CodedWeight, backend: str | None, channels_last: bool) -> torch.Tensor:

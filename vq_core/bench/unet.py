@@ -67,5 +67,5 @@ def make_coded(model: nn.Module, spec: Spec, device: str, dtype: torch.dtype, ke
     shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in coded_names(model)}
     first = {shape: random_weight(shape, spec, 0, device) for shape in set(shapes.values())}
     weights = {name: other_codes(first[shape]) for name, shape in shapes.items()}
-    kept = worth_keeping([(name, weight.layout) for name, weight in weights.items()], dtype.itemsize, keep_bytes)
+    kept = worth_keeping([(name, weight.layout, dtype.itemsize) for name, weight in weights.items()], keep_bytes)
     return replace_layers(model, weights, set(kept), dtype)
