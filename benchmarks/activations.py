@@ -44,6 +44,7 @@ from vqpack.vq_core.activations import (  # noqa: E402
     quantize_activations,
     save_ranges,
 )
+from vqpack.vq_core.activations.learn import learn_steps  # noqa: E402
 from vqpack.vq_core.activations.specs import GroupSpec, ScoreSpec, StaticSpec, TokenSpec  # noqa: E402
 from vqpack.vq_core.activations.thesis import thesis_plan  # noqa: E402
 from vqpack.vq_core.calibration.calls import Calls, draw  # noqa: E402
@@ -53,6 +54,7 @@ from vqpack.vq_core.pipeline import load_unet  # noqa: E402
 from vqpack.vq_core.plan import make_plan  # noqa: E402
 
 ACTIVATION_CODE = (*CODE, "vq_core/activations")
+LESSONS = 12                               # pictures that step sizes are learned from; a quarter of them judges
 STATISTICS = {"latent_psnr": "median", "noise_snr": "median", "attributes": "mean"}
 PLANS = {"w3": partial(make_plan, 3, text_encoder_bits=16), "w4": partial(thesis_plan, "w4a8"),
          "w2": partial(thesis_plan, "w2a8"), "w1.5": partial(thesis_plan, "w1.5a8")}
@@ -65,6 +67,7 @@ class Row:
     name: str
     weights: str                           # "w16" or a key of PLANS
     activations: Activations | None = None
+    learned: bool = False                  # step sizes of its tables
 
 
 def rows() -> list[Row]:
@@ -82,6 +85,8 @@ def rows() -> list[Row]:
     found += [Row(f"w16 scores {bits} {method}{'' if start else ', start too'}", "w16",
                   Activations(scores=ScoreSpec(method, bits, keep_start=start)))
               for bits in (8, 6) for method in ("row_uniform", "log2") for start in (True, False)]
+    found += [Row(f"{weights} a6 tensor, learned", weights, Activations(StaticSpec(6)), True)
+              for weights in ("w16", "w3")] + [Row("w3 a6 tensor", "w3", Activations(StaticSpec(6)))]
     return found + [Row(f"w16 {name}", "w16", make_activations(name)) for name in ("dgq6", "dgq6-paper", "qdiffusion8")]
 
 
@@ -89,6 +94,7 @@ PAIRS = [("w3 a8", "w3 a16"), ("w3 a6", "w3 a16"), ("w3 a8 everywhere", "w3 a8")
          *((f"{weights} a8", f"{weights} a16") for weights in ("w4", "w2", "w1.5")),
          *((f"w16 {ours}", "w16 a6 tensor") for ours in ("a6 8 groups", "a6 16 groups", "a6 8 groups, paper's axis")),
          *((f"w16 {ours}", "w16 a6 tensor, 20 intervals") for ours in ("a6 8 groups", "a6 16 groups")),
+         *((f"{weights} a6 tensor, learned", f"{weights} a6 tensor") for weights in ("w16", "w3")),
          ("w16 a8 8 groups", "w16 a8 tensor"), ("w16 dgq6", "w16 dgq6-paper"),
          *((f"w16 scores {bits} {method}", f"w16 scores {bits} {method}, start too")
            for bits in (8, 6) for method in ("row_uniform", "log2")),
@@ -121,15 +127,22 @@ def measured(row: Row, args) -> dict:
     """Bits, seconds, values a prompt and pictures of one student; kept."""
     settings = row.activations and row.activations.to_json()
     asked = [row.name, row.weights, settings, args.prompts, args.steps, args.pictures]
+    asked += [row.learned] if row.learned else []
     kept = args.folder / f"{re.sub(r'[^a-z0-9.]+', '-', row.name)}-{digest(ACTIVATION_CODE, json.dumps(asked))}.pt"
     if not kept.is_file():
         started = time.process_time()
         unet, bits = student(row.weights, args.folder)
         ranges = activation_ranges(row.weights, args) if needs_ranges(row.activations) else None
-        with quantize_activations(unet, row.activations, ranges):
+        attach = learned if row.learned else quantize_activations
+        with attach(unet, row.activations, ranges):
             found = drawn(unet, args)
         publish(kept, partial(torch.save, {"bits": bits, "seconds": time.process_time() - started, **found}))
     return torch.load(kept, weights_only=True)
+
+
+def learned(unet, settings: Activations, ranges: Ranges):
+    """With step sizes learned from some of the pictures that the ranges are of."""
+    return learn_steps(unet, settings, ranges, recorded(LESSONS))
 
 
 def needs_ranges(settings: Activations | None) -> bool:
