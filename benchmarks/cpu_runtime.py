@@ -37,7 +37,7 @@ from vqpack.vq_core.spec import TrellisSpec  # noqa: E402
 from vqpack.vq_core.workers import Stoppable, as_done  # noqa: E402
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-SHAPES, TOKENS = ((10240, 1280), (1280, 1280)), (256, 2048)
+SHAPES, TOKENS, SECONDS = ((10240, 1280), (1280, 1280)), (256, 2048), 0.5
 SPECS, TINY = (TrellisSpec(3, rotation=0), TrellisSpec(3, rotation=128)), TrellisSpec(3, rotation=16)
 WAYS, PIXELS, CALLS = ("dense float32", "dense bfloat16", "int8, integers kept"), 512, 2
 
@@ -60,8 +60,8 @@ def main() -> None:
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         for part in args.only.split(","):
             found[part] = {"load": load_rows, "layers": layer_rows, "unet": unet_rows}[part](args, Path(folder))
-    if not args.quick:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+            if not args.quick:
+                path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def load_rows(args, folder: Path) -> list[dict]:
@@ -102,12 +102,12 @@ def layer_rows(args, _folder: Path) -> list[dict]:
                 layer, dense = VQLinear(weight), weight.decode(dtype)
                 for tokens in TOKENS:
                     x = torch.randn(tokens, cols, dtype=dtype)
-                    base = measure(lambda x, dense=dense: torch.nn.functional.linear(x, dense), [x], "cpu", 1.0)
-                    ours = measure(layer, [x], "cpu", 1.0)
+                    base = measure(lambda x, dense=dense: torch.nn.functional.linear(x, dense), [x], "cpu", SECONDS)
+                    ours = measure(layer, [x], "cpu", SECONDS)
                     int8 = {}
                     for keep in (False, True):
                         layer.product = Int8Product(TokenSpec(8), keep)
-                        took = measure(layer, [x], "cpu", 1.0)
+                        took = measure(layer, [x], "cpu", SECONDS)
                         int8["int8_kept_ms" if keep else "int8_ms"] = round(took.median * 1e3, 2)
                     layer.product = None
                     rows.append({"weight": [rows_, cols], "rotation": spec.rotation, "dtype": dtype_name(dtype),
