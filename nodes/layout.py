@@ -23,7 +23,7 @@ from ..vq_core.weight import CodedWeight, Tables
 from . import host
 
 NAME = "VQPackLayout"
-_NAMESPACE = f"vqpack_{zlib.crc32(__name__.encode()):08x}"      # of our operations in torch
+_OPERATIONS: dict = {}                     # name -> torch operation, filled by _define
 _TABLES = Tables()
 _HEADS: weakref.WeakValueDictionary[str, Layout] = weakref.WeakValueDictionary()     # for the operation, by name
 _NUMBERS = itertools.count()
@@ -54,7 +54,7 @@ class VQLayout(host.QuantizedLayout):
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: VQParams) -> torch.Tensor:
         """-> [*logical shape] in params.orig_dtype, on the blob's device"""
-        return _operations().decode(qdata, params.name).to(params.orig_dtype)
+        return _OPERATIONS["decode"](qdata, params.name).to(params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor) -> tuple[torch.Tensor, ...]:
@@ -75,7 +75,7 @@ def wrap(weight: CodedWeight, dtype: torch.dtype | None = None):
     host.register_layout(NAME, VQLayout, {torch.ops.aten.to.device: _move})
     _register_tables(weight.tables)
     dtype = dtype or _math_dtype(weight.source_dtype)
-    _operations()
+    _define()
     name = str(next(_NUMBERS))
     _HEADS[name] = weight.layout
     params = VQParams(scale=None, orig_dtype=dtype, orig_shape=tuple(weight.shape), head=weight.layout, name=name)
@@ -107,23 +107,25 @@ def rounded_to(coded: CodedWeight) -> torch.dtype:
 
 
 @functools.cache
-def _operations():
+def _define() -> None:
     """Nodes of a compiled graph. decode: blob and name of its head -> the weight in its own dtype; int8: its product.
 
     torch.compile cannot follow the decoder, and refuses tables that are not arguments: inside the operation both are
     out of its sight. Defined with the first weight, so that an import defines nothing; the namespace is this copy's
     own, for a second copy of the package keeps its own heads.
     """
-    library = torch.library.Library(_NAMESPACE, "DEF")
+    namespace = f"vqpack_{zlib.crc32(__name__.encode()):08x}"
+    library = torch.library.Library(namespace, "DEF")
     library.define("decode(Tensor blob, str head) -> Tensor")
     library.impl("decode", _decode_named, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{_NAMESPACE}::decode", _shape_named, lib=library)
+    torch.library.register_fake(f"{namespace}::decode", _shape_named, lib=library)
     library.define("int8(Tensor x, Tensor blob, str head, Tensor? bias, Tensor? integers, int bits, bool rotated) "
                    "-> Tensor")
     library.impl("int8", _int8_named, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{_NAMESPACE}::int8", _int8_shape, lib=library)
+    torch.library.register_fake(f"{namespace}::int8", _int8_shape, lib=library)
     _LIBRARIES.append(library)
-    return getattr(torch.ops, _NAMESPACE)
+    found = getattr(torch.ops, namespace)
+    _OPERATIONS.update(decode=found.decode.default, int8=found.int8.default)
 
 
 _LIBRARIES: list = []                      # an operation lives as long as its library
@@ -141,8 +143,7 @@ def _shape_named(blob: torch.Tensor, head: str) -> torch.Tensor:
 
 def int8_operation(x: torch.Tensor, weight, bias, spec: TokenSpec, integers: torch.Tensor | None) -> torch.Tensor:
     """int8_product with a coded Linear weight as one node of a compiled graph -> [..., out]"""
-    operation = getattr(torch.ops, _NAMESPACE).int8.default     # wrap() has defined it; dynamo follows no cached call
-    return operation(x, weight._qdata, weight._params.name, bias, integers, spec.bits, spec.rotated)
+    return _OPERATIONS["int8"](x, weight._qdata, weight._params.name, bias, integers, spec.bits, spec.rotated)
 
 
 def _int8_named(x, blob, head: str, bias, integers, bits: int, rotated: bool) -> torch.Tensor:

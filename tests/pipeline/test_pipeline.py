@@ -54,6 +54,29 @@ def test_decoding_per_call_computes_the_same(small_file, testbed):
         assert torch.equal(once(**arguments).sample, per_call(**arguments).sample)
 
 
+def test_activations_of_8_bits(small_file, testbed):
+    """Layers that round their input are found by name, in either way of decoding; the others are as they were."""
+    g = torch.Generator().manual_seed(0)
+    arguments = {"sample": torch.randn(1, 4, 8, 8, generator=g), "timestep": torch.tensor(321),
+                 "encoder_hidden_states": torch.randn(1, 7, 192, generator=g),
+                 "added_cond_kwargs": {"text_embeds": torch.randn(1, 128, generator=g),
+                                       "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}}
+    answers = []
+    for decode in pipeline.DECODE:
+        unet = pipeline.load_unet(small_file, decode=decode, configs=testbed, activations="int8")
+        rounded = [name for name, m in unet.named_modules() if getattr(m, "product", None) is not None]
+        assert len(rounded) > 50 and not any("attn2.to_k" in n or "attn2.to_v" in n or "emb" in n for n in rounded)
+        with torch.no_grad():
+            answers.append(unet(**arguments).sample)
+    plain = pipeline.load_unet(small_file, configs=testbed, activations="file")
+    with torch.no_grad():
+        want = plain(**arguments).sample
+    assert 1e-4 < float((answers[0] - want).norm() / want.norm()) < 0.1
+    assert float((answers[0] - answers[1]).norm() / want.norm()) < 0.05
+    with pytest.raises(PlanError, match="expected int8, int6 or none"):
+        pipeline.load_unet(small_file, configs=testbed, activations="dgq6")
+
+
 @pytest.mark.parametrize("decode", pipeline.DECODE)
 def test_pipeline_draws_what_the_original_draws(small_file, testbed, decode):
     from diffusers import StableDiffusionXLPipeline

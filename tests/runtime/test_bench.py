@@ -139,7 +139,8 @@ def test_protocol_measures_a_small_model_here(protocol, repository, part):
     found = list(gpu_parts.rows(part, "cpu", True))
     assert found and not [row for row in found if "error" in row], found
     if part == "unet_512":
-        assert [row["way"] for row in found] == ["dense", "ours", "ours, LoRA", "ours, 1 GB kept"]
+        assert [row["way"] for row in found] == ["dense", "ours", "ours, int8", "ours, int8, integers kept",
+                                                     "ours, LoRA", "ours, 1 GB kept"]
         assert all(row["finite"] for row in found) and found[1]["formula_bytes"] < found[0]["formula_bytes"]
     if part == "text_share":
         assert 0 < found[0]["share"] < 1 and found[0]["layers"] == 34
