@@ -24,6 +24,9 @@ def effort(text: str) -> str | float:
 
 def run(args) -> int:
     """Quantize, print what came of it, write JSON if asked."""
+    from ..provenance import license_note
+    from ..safetensors_io import SafetensorsFile
+
     result = _quantize(args)
     if args.json:
         console.write_json(args.json, result_json(result))
@@ -35,6 +38,10 @@ def run(args) -> int:
         print(result.blocks_in_words())
     if result.fallbacks:
         print(result.fallbacks)
+    with SafetensorsFile(result.path) as file:
+        note = license_note(file.metadata)
+    if note:
+        print(f"note: {note}")
     return 0
 
 
