@@ -112,24 +112,16 @@ def test_foreign_text_stays_text(edited, tmp_path, value):
     assert "[x](http" not in re.sub(r"`[^`\n]*`", "", text) and "\n# heading" not in text    # a code span is no link
 
 
-def test_pictures_of_a_comparison(testbed, shared, tmp_path):
+def test_pictures_of_a_comparison(produced, secrets, shared, tmp_path):
     from PIL import Image
-    from vqpack.vq_core.compare.attach import attach
-    from vqpack.vq_core.compare.run import compare
 
-    secret = tmp_path / "secret.txt"
-    secret.write_text("a red circle\na large green square\n", encoding="utf-8")
-    done = compare([testbed, shared], tmp_path / "report", prompts=secret, steps=2)
-    made = attach(shared, done.json, tmp_path)
-    path = write_card(made, tmp_path, comparison=done.html)
+    _, prompts = secrets
+    path = write_card(produced / "attached.safetensors", tmp_path, comparison=produced / "report" / "compare.html")
     text = path.read_text(encoding="utf-8")
-    assert f"]({SHEET})" in text and "| Latent PSNR |" in text and "circle" not in text
+    assert f"]({SHEET})" in text and "| Latent PSNR |" in text and not any(prompt in text for prompt in prompts)
     with Image.open(tmp_path / SHEET) as picture:
-        assert picture.size == (128, 128) and not picture.info           # two prompts, two checkpoints of 64 pixels
-    assert b"circle" not in (tmp_path / SHEET).read_bytes()
-    assert write_card(made, tmp_path, comparison=tmp_path / "report").read_text(encoding="utf-8").count(
-        "](comparison-2.png)") == 1
-    other = tmp_path / "other.safetensors"
-    main(["quantize", str(testbed), "--method", "uniform", "--bits", "2", "--parts", "unet", "-o", str(other)])
-    with pytest.raises(FormatError, match="says nothing of 'other.safetensors'"):
-        write_card(other, tmp_path, comparison=done.json)
+        assert picture.size == (64, 128) and not picture.info                # one prompt, two checkpoints of 64 pixels
+    again = write_card(produced / "attached.safetensors", tmp_path, comparison=produced / "report")
+    assert again.name == "README-2.md" and "](comparison-2.png)" in again.read_text(encoding="utf-8")
+    with pytest.raises(FormatError, match="says nothing of"):
+        write_card(shared, tmp_path, comparison=produced / "report" / "compare.json")
