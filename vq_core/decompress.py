@@ -11,6 +11,7 @@ import torch
 from .container import Reader
 from .errors import PlanError, VQError
 from .file_names import SUFFIX, safe_stem
+from .header import WORKFLOW_KEY
 from .keymap import Rebuilt, keymap_from_metadata
 from .plain_writer import PlainWriter
 from .progress import Progress
@@ -46,7 +47,8 @@ def decompress(path: str | Path, output: str | Path, dtype: str | None = None, o
     with Reader(path, mapped=False) as reader:   # unmapped: small, and each checksum is tested
         coded, outputs = frozenset(reader.coded_keys()), _outputs(reader, dtype)
         outputs.sort(key=lambda out: -out.dtype.itemsize)     # wide types first keeps all aligned
-        metadata = {key: value for key, value in reader.metadata.items() if not key.startswith("vqpack.")}
+        metadata = {key: value for key, value in reader.metadata.items()
+                    if not key.startswith("vqpack.") and key != WORKFLOW_KEY}      # that graph is for VQ files
         writer = PlainWriter(target_name(path, output, dtype),
                              [(o.key, dtype_name(o.dtype), o.shape) for o in outputs],
                              metadata | _origin(reader, dtype), overwrite)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .progress import Progress
-from .safetensors_io import CHUNK
+from .safetensors_io import CHUNK, SafetensorsFile
 
 LICENSE_KEY = "modelspec.license"
 LOST = "source, license, plan and settings are lost: another program wrote this file anew without its metadata"
@@ -75,6 +75,12 @@ def license_note(metadata: Mapping[str, str]) -> str:
         return ""
     return ("the license seems to forbid derivatives or handing them on, and a quantized file is one: keep it to "
             "yourself or ask the model's author")
+
+
+def license_note_of(path: str | Path) -> str:
+    """license_note of a .safetensors file's header."""
+    with SafetensorsFile(path) as file:
+        return license_note(file.metadata)
 
 
 def one_line(text, most: int = _LONGEST) -> str:

@@ -46,17 +46,15 @@ def inspect(name: str) -> str:
 def quantize(name: str, bits: float, method: str, text_encoder_bits: int, progress: Progress) -> str:
     """A checkpoint of the host -> a file in the VQ folder."""
     from ..vq_core.describe import size
-    from ..vq_core.provenance import license_note
+    from ..vq_core.provenance import license_note_of
     from ..vq_core.quantize import quantize as run
-    from ..vq_core.safetensors_io import SafetensorsFile
 
     source = sources().get(name)
     if source is None:
         raise VQError("no checkpoint chosen, or it is gone: refresh the lists and choose again")
     result = run(source, host.vq_folder(), bits=float(bits), method=method, text_encoder_bits=int(text_encoder_bits),
                  progress=progress)
-    with SafetensorsFile(result.path) as file:
-        note = license_note(file.metadata)
+    note = license_note_of(result.path)
     return (f"{result.path.name}: {size(result.file_bytes)}, {result.bits['unet']:.2f} bits a weight of the UNet"
             f"{', was there already' if result.already_there else ''}\n{result.path}" + (f"\n{note}" if note else ""))
 

@@ -71,26 +71,36 @@ def diffusers() -> dict:
 
 
 def work() -> dict:
-    """Quantize, inspect, decompress, decompress and select; errors; what is deleted for room."""
+    """Quantize, inspect, decompress, decompress and select."""
     from modules import sd_models, shared
 
     shown, copies = gradio.components, Path(sd_models.model_path) / "vq-decompressed"
     found = {"about": shown[None].value, "sources": shown["vqpack_source"].choices}
     found["nothing chosen"] = press("inspect")
     found["quantized"] = press("quantize", source="plain.safetensors", bits="4", method="uniform", text_bits="16")
-    found["again"] = press("quantize")
-    found["no such rate"] = press("quantize", bits="2.5")
-    press("quantize", bits="2")
     press("refresh")
     found["files"] = shown["vqpack_file"].choices
-    first, second = sorted(found["files"], reverse=True)
-    found["inspected"] = press("inspect", file=first)
+    found["inspected"] = press("inspect", file=found["files"][0])
     found["selected"] = press("select")
     found["loaded"] = [os.path.relpath(path, sd_models.model_path) for path in sd_models.loaded]
     found["option"], found["saved"] = shared.opts.sd_model_checkpoint, shared.opts.saved
-    stamp = (next(copies.iterdir())).stat().st_size
-    found["selected again"] = press("select")
     found["copies"] = sorted(path.name for path in copies.iterdir())
+    found["plain"] = press("decompress", dtype="bf16")
+    found["progress"] = sorted({text.split()[0] for text in shown["vqpack_select"].fn.__defaults__[0].seen})
+    return found
+
+
+def more_work() -> dict:
+    """After that: the same again, errors, and what is deleted for room."""
+    from modules import sd_models
+
+    shown, copies, found = gradio.components, Path(sd_models.model_path) / "vq-decompressed", {}
+    first, stamp = shown["vqpack_file"].value, next(copies.iterdir()).stat().st_size
+    found["again"], found["selected again"] = press("quantize"), press("select")
+    found["no such rate"] = press("quantize", bits="2.5")
+    press("quantize", bits="2")
+    press("refresh")
+    second, = set(shown["vqpack_file"].choices) - {first}
     (copies / "mine.safetensors").write_bytes(Path(sd_models.model_path, "plain.safetensors").read_bytes())
     found["no room"] = press("select", file=second, limit=1.5 * stamp / 1e9)
     found["kept"] = sorted(path.name for path in copies.iterdir())
@@ -100,8 +110,6 @@ def work() -> dict:
     third.write_bytes(Path("models/VQ", second).read_bytes())
     found["third"] = press("select", file=third.name)
     found["after third"] = sorted(path.name for path in copies.iterdir())
-    found["plain"] = press("decompress", file=first, dtype="bf16")
-    found["progress"] = sorted({text.split()[0] for text in shown["vqpack_select"].fn.__defaults__[0].seen})
     sd_models.list_models = lambda: None
     found["not listed"] = press("select", file=first)
     third.unlink()
@@ -111,7 +119,8 @@ def work() -> dict:
 
 def main() -> None:
     found = {**start(), "found": names()}
-    found.update(diffusers() if sys.argv[2] == "names" else work())
+    for case in sys.argv[2].split("+"):
+        found.update({"diffusers": diffusers, "work": work, "more": more_work}[case]())
     print("FOUND " + json.dumps(found))
 
 

@@ -17,12 +17,11 @@ def add(commands) -> None:
 def run(args) -> int:
     """Write the page; say what its reader must know."""
     from ..card import write_card
-    from ..inspection import inspect_file
-    from ..provenance import license_note
+    from ..provenance import license_note_of
 
     path = write_card(args.file, args.output, args.comparison, args.overwrite, console.progress())
     print(f"{path}: look through it before you publish, above all at the license")
-    note = license_note(inspect_file(args.file)["modelspec"])
+    note = license_note_of(args.file)
     if note:
         print(f"note: {note}")
     return 0

@@ -24,8 +24,7 @@ def effort(text: str) -> str | float:
 
 def run(args) -> int:
     """Quantize, print what came of it, write JSON if asked."""
-    from ..provenance import license_note
-    from ..safetensors_io import SafetensorsFile
+    from ..provenance import license_note_of
 
     result = _quantize(args)
     if args.json:
@@ -38,8 +37,7 @@ def run(args) -> int:
         print(result.blocks_in_words())
     if result.fallbacks:
         print(result.fallbacks)
-    with SafetensorsFile(result.path) as file:
-        note = license_note(file.metadata)
+    note = license_note_of(result.path)
     if note:
         print(f"note: {note}")
     return 0
