@@ -12,6 +12,7 @@ import os
 import aiohttp
 import server
 from server import BASE, Browser, decompress, files, inspect, load, quantize, sampled
+from server_calibrate import as_prompt
 
 
 async def story(url: str) -> dict:
@@ -21,7 +22,9 @@ async def story(url: str) -> dict:
         await server.wait_until_up(browser)
         info = await browser.get("/object_info")
         made = {"make": quantize("palette", 3.0, "made")}
-        return {"nodes": sorted(name for name in info if name.startswith("VQ")),
+        canvas = BASE / "custom_nodes" / "vqpack" / "vq_core" / "configs" / "canvas.json"
+        return {"canvas": as_prompt(json.loads(canvas.read_text(encoding="utf-8")), info),
+                "nodes": sorted(name for name in info if name.startswith("VQ")),
                 "sampled": await browser.run(sampled(load("(no VQ file found)", ["make", 0]), **made)),
                 "trellis": await browser.run({"make": quantize("trellis", 2.0, "trellis")}),
                 "inspected": await browser.run({"look": inspect("made.safetensors")}),

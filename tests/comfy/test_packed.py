@@ -40,5 +40,13 @@ def test_it_quantizes_loads_and_samples(found):
     assert found["files"] == ["made.safetensors", "trellis.safetensors"] and found["pictures"] == 1
 
 
+def test_the_graph_that_files_bring_fits_the_hosts_nodes(found):
+    kinds = sorted(node["class_type"] for node in found["canvas"].values())
+    assert kinds == ["CLIPTextEncode", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "SaveImage", "VAEDecode",
+                     "VQCheckpointLoader"]
+    loader = next(node for node in found["canvas"].values() if node["class_type"] == "VQCheckpointLoader")
+    assert loader["inputs"] == {"file": "(choose the file)", "memory_mode": "compressed", "keep_decoded": 0}
+
+
 def test_it_adds_no_package(found):
     assert found["added"] == []
