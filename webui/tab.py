@@ -51,8 +51,9 @@ def make_tabs() -> list[tuple]:
         look.click(_job(gr, lambda file, progress: work.inspect(file), 1), [name], said)
         make.click(_job(gr, work.quantize, 4), [source, bits, method, text_bits], said)
         refresh.click(lambda: (gr.update(choices=list(work.vq_files(look_into_checkpoints=True))),
-                               gr.update(choices=list(work.sources()))), [], [name, source])
-        stop.click(work.STOP.set, [], [])
+                               gr.update(choices=list(work.sources()))), [], [name, source],
+                      queue=False)
+        stop.click(work.STOP.set, [], [], queue=False)             # must not wait behind the job that it stops
     return [(blocks, "VQ", "vqpack")]
 
 

@@ -68,7 +68,7 @@ class Button(_Component):
     def __init__(self, value, variant=None, elem_id=None):
         super().__init__(value, None, elem_id)
 
-    def click(self, fn, inputs, outputs):
+    def click(self, fn, inputs, outputs, queue=None):
         self.fn, self.inputs, self.outputs = fn, inputs, outputs
 
     def press(self):
