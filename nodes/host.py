@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 
+import comfy.cli_args
 import comfy.float
 import comfy.hooks
 import comfy.latent_formats
@@ -69,6 +70,11 @@ LazyCastingParam = getattr(comfy.model_patcher, "LazyCastingParam", None)
 LoKrAdapter = comfy.weight_adapter.LoKrAdapter
 LoRAAdapter = comfy.weight_adapter.LoRAAdapter
 WeightAdapterBase = comfy.weight_adapter.WeightAdapterBase
+
+
+def writes_metadata() -> bool:
+    """Whether the user lets graphs be written into files (not with --disable-metadata)."""
+    return not comfy.cli_args.args.disable_metadata
 
 
 def require_quantized_tensors() -> None:

@@ -49,6 +49,7 @@ def code(source, output, bits: float, method: str, text_encoder_bits: str, shown
     from ..vq_core.device_memory import CODING_BYTES
     from ..vq_core.plan import load_plan
     from ..vq_core.progress import Progress
+    from ..vq_core.provenance import license_note_of
     from ..vq_core.quantize import quantize
 
     chosen = load_plan(plan) if plan else None
@@ -56,9 +57,10 @@ def code(source, output, bits: float, method: str, text_encoder_bits: str, shown
     with host.as_interruption():
         result = quantize(source, output, bits=bits, method=method, text_encoder_bits=int(text_encoder_bits),
                           plan=chosen, calibration=calibration, device=str(host.compute_device()),
-                          progress=Progress(shown, host.interrupted))
+                          graph=host.writes_metadata(), progress=Progress(shown, host.interrupted))
     size, rate = result.file_bytes / 1e9, result.bits["unet"]
-    lines = (result.path.name, f"{size:.2f} GB, {rate:.2f} bits per UNet weight", str(result.fallbacks), note)
+    lines = (result.path.name, f"{size:.2f} GB, {rate:.2f} bits per UNet weight", str(result.fallbacks), note,
+             license_note_of(result.path))
     shown.say("\n".join(line for line in lines if line))
     return files.name_of(result.path)
 

@@ -7,6 +7,7 @@ from ..vq_core.errors import UnsupportedError
 from ..vq_core.file_names import SUFFIX, safe_stem
 from ..vq_core.progress import Progress
 from ..vq_core.save_model import Origin, SaveResult, read_origin, save_model
+from . import host
 from .live import Live, live, output_path, source_file
 
 
@@ -25,7 +26,8 @@ def save(model, clip, vae, name: str, progress: Progress) -> SaveResult:
     path = output / f"{safe_stem(graph.name)}{SUFFIX}" if output.is_dir() else output
     patched = {key: blob for key, (weight, blob) in coded.items() if weight.patches}
     with graph.source(model, path.parent) as source:
-        return save_model(source, blobs, patched, _origin(model, clip, blobs), path, progress)
+        return save_model(source, blobs, patched, _origin(model, clip, blobs), path, progress,
+                          host.writes_metadata())
 
 
 def _nothing_coded(graph: Live, patched: bool) -> str:

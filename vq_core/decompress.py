@@ -11,6 +11,7 @@ import torch
 from .container import Reader
 from .errors import PlanError, VQError
 from .file_names import SUFFIX, safe_stem
+from .header import WORKFLOW_KEY
 from .keymap import Rebuilt, keymap_from_metadata
 from .plain_writer import PlainWriter
 from .progress import Progress
@@ -44,12 +45,10 @@ def decompress(path: str | Path, output: str | Path, dtype: str | None = None, o
         raise PlanError(f"dtype must be {', '.join(OUTPUT_DTYPES)} or left out, got '{dtype}'")
     progress = progress or Progress()
     with Reader(path, mapped=False) as reader:   # unmapped: small, and each checksum is tested
-        coded = frozenset(reader.coded_keys())
-        stored = [key for key in reader.keys() if not key.startswith("vq.")]
-        outputs = [_output(reader, item, coded, dtype)
-                   for item in keymap_from_metadata(reader.metadata).rebuild(stored)]
+        coded, outputs = frozenset(reader.coded_keys()), _outputs(reader, dtype)
         outputs.sort(key=lambda out: -out.dtype.itemsize)     # wide types first keeps all aligned
-        metadata = {key: value for key, value in reader.metadata.items() if not key.startswith("vqpack.")}
+        metadata = {key: value for key, value in reader.metadata.items()
+                    if not key.startswith("vqpack.") and key != WORKFLOW_KEY}      # that graph is for VQ files
         writer = PlainWriter(target_name(path, output, dtype),
                              [(o.key, dtype_name(o.dtype), o.shape) for o in outputs],
                              metadata | _origin(reader, dtype), overwrite)
@@ -85,6 +84,12 @@ def find_decompressed(path: str | Path, output: str | Path, dtype: str | None = 
     return None
 
 
+def decompressed_bytes(path: str | Path, dtype: str | None = None) -> int:
+    """Bytes of the tensors that `decompress` would write; reads headers only."""
+    with Reader(path, mapped=False) as reader:
+        return sum(prod(out.shape) * out.dtype.itemsize for out in _outputs(reader, dtype))
+
+
 def target_name(path: str | Path, output: str | Path, dtype: str | None) -> Path:
     """The file that `decompress` writes if no such file is there."""
     path, output = Path(path), Path(output)
@@ -106,6 +111,12 @@ def decode_tensor(reader: Reader, key: str, dtype: torch.dtype | None = None) ->
         return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
     weight = reader.weight(key)
     return weight.decode(torch.float32).to(dtype or weight.source_dtype)
+
+
+def _outputs(reader: Reader, dtype: str | None) -> list[_Output]:
+    coded = frozenset(reader.coded_keys())
+    stored = [key for key in reader.keys() if not key.startswith("vq.")]
+    return [_output(reader, item, coded, dtype) for item in keymap_from_metadata(reader.metadata).rebuild(stored)]
 
 
 def _output(reader: Reader, item: Rebuilt, coded: frozenset[str], dtype: str | None) -> _Output:

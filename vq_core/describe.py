@@ -1,13 +1,15 @@
 """An inspected file in words: the text of `vqpack inspect` and of the node Inspect (VQ)."""
 from __future__ import annotations
 
+from .provenance import provenance_lines
+
 
 def describe(info: dict) -> str:
     """The short text of what inspection.inspect_file found."""
     bits, layers = info["bits"], info["layers"]
     lines = [f"{info['architecture']}, format {info['format_version']}, {size(info['file_bytes'])}",
              f"bits a weight: coded layers {bits['coded']:.3f}, whole UNet {bits['unet']:.3f}, file {bits['file']:.3f}",
-             f"source: {info['source'].get('name')} (sha256 {str(info['source'].get('sha256'))[:16]}...)"]
+             *provenance_lines(info)]
     counts: dict[str, list[int]] = {}
     for layer in layers:
         counts.setdefault(spec_name(layer["spec"]), []).append(layer["bytes"])

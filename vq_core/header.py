@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from pathlib import Path
 
 from .bits import Stored, count_bits
 from .inspection import REPORT_KEY, pack_report
@@ -12,6 +14,8 @@ from .text_encoders import stored_keymap
 from .version import __version__
 from .writer import Writer
 
+WORKFLOW_KEY = "workflow"                  # ComfyUI opens the graph in it where a file is dropped on its canvas
+_ALONE = {"unet", "te1", "te2", "vae"}     # what a file needs to be sampled from
 MAX_MODELSPEC = 16384                      # longer values (thumbnails) would not fit the 1 MB header
 PRIVATE_MODELSPEC = ("modelspec.thumbnail", "modelspec.date", "modelspec.hash_sha256")
 
@@ -40,6 +44,17 @@ def common_metadata(source: Source, carried: dict[str, str]) -> dict[str, str]:
             and key not in PRIVATE_MODELSPEC and len(value) <= MAX_MODELSPEC}
     return {**kept, **({KEYMAP_KEY: keymap.to_json()} if keymap else {}),
             "vqpack.tool": f"vqpack {__version__}", "vqpack.architecture": source.architecture}
+
+
+def canvas_graph(components: Iterable[str]) -> dict[str, str]:
+    """What ComfyUI opens where a file with these components is dropped on its canvas: load and sample, always the same.
+
+    {} for a file that cannot be sampled from alone. Never a graph of the user's.
+    """
+    if not set(components) >= _ALONE:
+        return {}
+    template = Path(__file__).parent / "configs" / "canvas.json"
+    return {WORKFLOW_KEY: dump(json.loads(template.read_text(encoding="utf-8")))}
 
 
 def fingerprint(identity: dict, plan: dict, settings: dict, version: str) -> str:

@@ -58,12 +58,21 @@ def inspect_file(path: str | Path) -> dict:
         return {"format_version": int(metadata.get("vqpack.version", FORMAT_VERSION)),
                 "architecture": metadata.get("vqpack.architecture", "unknown"),
                 "bits": file_bits(reader), "file_bytes": Path(path).stat().st_size,
-                "source": json_field(metadata, "vqpack.source", {"name": None, "sha256": None}),
+                "source": _source(metadata),
                 "tool": metadata.get("vqpack.tool"), "plan": json_field(metadata, "vqpack.plan", {}),
                 "settings": json_field(metadata, "vqpack.settings", {}),
                 "summary": json_field(metadata, "vqpack.summary", {}),
                 "modelspec": {k: v for k, v in metadata.items() if k.startswith("modelspec.")},
                 "comparison": stored_comparison(report), "layers": layers}
+
+
+def _source(metadata: dict) -> dict:
+    """`vqpack.source` with "name" and "sha256", None where the header does not say; values of other kinds are gone."""
+    found = json_field(metadata, "vqpack.source", {})
+    kinds = {"name": str, "sha256": str, "bytes": int, "kind": str}
+    kept = {key: found[key] for key, kind in kinds.items() if type(found.get(key)) is kind} if isinstance(
+        found, dict) else {}
+    return {"name": None, "sha256": None, **kept}
 
 
 def _errors(report: dict) -> dict[str, float]:

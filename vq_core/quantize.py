@@ -20,7 +20,7 @@ from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed
 from .errors import PlanError
 from .file_names import SUFFIX, glob_safe, safe_stem
-from .header import common_metadata, dump, fingerprint, settle
+from .header import canvas_graph, common_metadata, dump, fingerprint, settle
 from .inspection import read_result
 from .plan import PARTS, Plan, make_plan, with_activations
 from .progress import Progress
@@ -41,7 +41,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
              calibration: str | Path | None = None, rounding: str | None = None, conv_group: str | None = None,
              merging: str | None = None, max_codebook_bits: float | None = None,
              sequential: str | Path | Sequence[str] | None = None, configs: str | Path | None = None,
-             effort: str | None = None, activations: str | None = None, tuned: str | None = None,
+             effort: str | None = None, activations: str | None = None, tuned: str | None = None, graph: bool = True,
              progress: Progress | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
@@ -56,9 +56,9 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     source_path, a checkpoint with its text encoders. configs: a diffusers folder, for unusual ones.
     effort: of additive codes' search, "fast", "normal" (None) or "best" (VQDM's).
     activations: preset (activations/specs.py) that the file's plan is to hold, None = what `plan` holds. tuned: a file
-    that this run of tuning.run.tune() has tuned since counts as an earlier result, too.
-    device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the
-    same kind of device. Raises VQError (one sentence) for anything a user can cause.
+    that this run of tuning.run.tune() has tuned since counts as an earlier result, too. graph: whether a complete file
+    has header.canvas_graph. device: where the coding runs, None = a GPU if there is one. Same input and settings give
+    the same bytes on the same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
     started, progress = time.monotonic(), progress or Progress()
     given = {"window": window if method == "trellis" else None, "rounding": rounding, "conv_group": conv_group,
@@ -78,7 +78,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
                               and not layer.dense}, f"'{source.stem}'")
         if sequential is not None:
             blocks = _sequential(source_path, sequential, calibrated, device, configs, progress)
-        job = _Job(source, plan, sorted(set(parts)), seed, device, progress, calibrated, blocks, effort)
+        job = _Job(source, plan, sorted(set(parts)), seed, device, progress, calibrated, blocks, effort, graph)
         folder, name = target_of(source, output)
         found = None if overwrite else job.find_existing(folder, name, tuned)
         return found or job.run(items, folder, name, overwrite, started)
@@ -142,8 +142,9 @@ class _Job:
     """One run: what is read, how it is coded, how it is counted."""
 
     def __init__(self, source: Source, plan: Plan, parts: list[str], seed: int, device: str, progress: Progress,
-                 calibration: Calibration | None = None, sequential=None, effort: str | None = None):
-        self.calibration, self.sequential = calibration, sequential
+                 calibration: Calibration | None = None, sequential=None, effort: str | None = None,
+                 graph: bool = True):
+        self.calibration, self.sequential, self.graph = calibration, sequential, graph
         self.search = {"effort": effort} if effort not in (None, "normal") else {}
         self.source, self.plan, self.device, self.progress = source, plan, device, progress
         self.fallbacks = Fallbacks()
@@ -183,8 +184,9 @@ class _Job:
                     else:
                         self._code_block(stage, block, writer)
             layers, stored = self._collect(items, writer)
+            graph = canvas_graph(one.component for one in stored) if self.graph else {}
             file_bytes, metadata = settle(writer, [layer.to_json() for layer in layers], stored,
-                                          lambda bits: self._metadata(layers, bits))
+                                          lambda bits: self._metadata(layers, bits) | graph)
             bits = json.loads(metadata["vqpack.bits"])
             if name is None:
                 writer.rename(output_name(folder, self.source.stem, bits["unet"]))

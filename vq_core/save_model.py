@@ -11,7 +11,7 @@ from .arch import layers as arch_layers
 from .bits import Stored
 from .container import Reader, Writer
 from .errors import PlanError, VQError
-from .header import common_metadata, dump, settle
+from .header import canvas_graph, common_metadata, dump, settle
 from .inspection import json_field, read_report
 from .progress import Progress
 from .record import part_table
@@ -58,11 +58,12 @@ def read_origin(path: Path | None, blobs: Mapping[str, CodedWeight]) -> Origin:
 
 
 def save_model(source: Source, blobs: Mapping[str, CodedWeight], patched: Mapping[str, CodedWeight], origin: Origin,
-               path: Path, progress: Progress | None = None) -> SaveResult:
+               path: Path, progress: Progress | None = None, graph: bool = True) -> SaveResult:
     """Write a model to `path` (numbered where that is taken), with nothing coded anew.
 
     source: its dense tensors; blobs: stored key -> weight to be written as it is; patched: coded weights that changed
-    and are written dense. Nothing random, no clock: the same model gives the same bytes. PlanError without any blob.
+    and are written dense; graph: as in quantize(). Nothing random, no clock: the same model gives the same bytes.
+    PlanError without any blob.
     """
     if not blobs:
         raise PlanError(f"'{source.name}' has no coded weight to write")
@@ -72,8 +73,9 @@ def save_model(source: Source, blobs: Mapping[str, CodedWeight], patched: Mappin
     with Writer(path, expected_bytes=expected) as writer:
         stored = _add_all(writer, items, source, blobs, progress)
         rows = [origin.rows[key] for key in sorted(blobs) if key in origin.rows]
-        file_bytes, metadata = settle(writer, rows, stored,
-                                      lambda bits: _metadata(source, origin, bits, len(blobs), sorted(patched)))
+        opened = canvas_graph(one.component for one in stored) if graph else {}
+        file_bytes, metadata = settle(writer, rows, stored, lambda bits: {
+            **_metadata(source, origin, bits, len(blobs), sorted(patched)), **opened})
         final = writer.close(metadata, progress)
     more = sum(_dense_bytes(item, source) - patched[item.layer.key].nbytes for item in items
                if item.layer.key in patched)

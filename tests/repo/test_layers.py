@@ -11,16 +11,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
-LAYERS = ("kernels", "vq_core", "nodes")                       # each may import itself and those before it
+LAYERS = ("kernels", "vq_core", "nodes", "webui")
+# nodes and webui: one for each family of hosts
+MAY_IMPORT = {"kernels": ("kernels",), "vq_core": ("kernels", "vq_core"), "nodes": ("kernels", "vq_core", "nodes"),
+              "webui": ("kernels", "vq_core", "webui"), "": LAYERS}
 OWN_NAMES = {*LAYERS, "vqpack"}
 HOST_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "comfy_kitchen", "execution", "folder_paths",
                   "latent_preview", "node_helpers", "server"}   # nodes/host.py only; comfy_api is public
+WEBUI_INTERNALS = {"modules", "modules_forge"}                  # of A1111 and Forge; webui/host.py and the script only
 STDLIB = set(sys.stdlib_module_names)
 AT_IMPORT = {"kernels": {"torch", "numpy"}, "vq_core": {"torch", "numpy", "safetensors"},
-             "nodes": {"PIL", "torch", "comfy_api", "typing_extensions"}, "": set()}
+             "nodes": {"PIL", "torch", "comfy_api", "typing_extensions"}, "webui": set(), "": set()}
 INSIDE_FUNCTIONS = {"kernels": {"triton", "numba", "comfy_kitchen"},
                     "vq_core": {"diffusers", "transformers", "tokenizers", "PIL", "triton", "numba", "lpips"},
-                    "nodes": {"numpy", "safetensors", "PIL", "aiohttp"}, "": set()}
+                    "nodes": {"numpy", "safetensors", "PIL", "aiohttp"}, "webui": {"gradio"}, "": set()}
 ACCELERATED = {"triton": ("triton",), "numba": ("numba",), "llvm": ("numba", "llvmlite")}    # _triton.py ...
 HARMLESS_CALLS = {
     "dataclass", "dataclasses.dataclass", "field", "dataclasses.field", "namedtuple", "NamedTuple", "TypeVar",
@@ -28,10 +32,12 @@ HARMLESS_CALLS = {
     "int", "float", "bool", "str", "bytes", "bytearray", "property", "isinstance", "auto", "type", "getattr",
     "re.compile", "struct.Struct", "Struct", "struct.calcsize", "math.sqrt", "math.log", "math.log2",
     "logging.getLogger", "itertools.count", "weakref.WeakValueDictionary",
-    "threading.Lock", "threading.RLock", "threading.local", "MappingProxyType", "functools.lru_cache", "lru_cache",
+    "threading.Event", "threading.Lock",
+    "threading.RLock", "threading.local", "MappingProxyType", "functools.lru_cache", "lru_cache",
     "functools.partial", "partial", "Path", "weakref.WeakKeyDictionary", "WeakKeyDictionary", "weakref.WeakSet",
     "collections.OrderedDict", "OrderedDict", "defaultdict", "torch.no_grad", "torch.inference_mode",
 }
+REGISTERED = {"scripts/vq_webui.py": {"_register"}}              # the host runs this file to be told of the tab
 HARMLESS_METHODS = {"items", "keys", "values", "split", "join", "format", "encode", "strip", "splitlines", "resolve",
                     "with_name", "setter", "index", "lower", "upper", "calcsize"}
 ACCELERATED_CALLS = {"triton.jit", "triton.autotune", "triton.Config", "numba.njit", "njit", "prange", "tl.constexpr",
@@ -40,7 +46,7 @@ ACCELERATED_CALLS = {"triton.jit", "triton.autotune", "triton.Config", "numba.nj
 
 def shipped() -> list[Path]:
     """Every Python file of the published package, relative to the root."""
-    files = [ROOT / "__init__.py", ROOT / "install.py"]
+    files = [ROOT / "__init__.py", ROOT / "install.py", ROOT / "preload.py"]
     for layer in (*LAYERS, "scripts"):
         files += [p for p in (ROOT / layer).rglob("*.py") if "__pycache__" not in p.parts]
     return sorted(p.relative_to(ROOT) for p in files)
@@ -86,7 +92,7 @@ def is_type_checking(node) -> bool:
 @pytest.mark.parametrize("path", shipped(), ids=str)
 def test_imports_follow_the_layers(path):
     layer = layer_of(path)
-    allowed = LAYERS[:LAYERS.index(layer) + 1] if layer else LAYERS
+    allowed = MAY_IMPORT[layer]
     for node, now, _, inside in imports(path):
         if inside is None:
             continue
@@ -110,6 +116,10 @@ def test_foreign_imports_are_known_and_light(path):
         kitchen = name == "comfy_kitchen" and not now and path.stem.endswith("_kitchen")     # a package of its own, too
         if (name in HOST_INTERNALS or name == "nodes") and not kitchen:
             assert is_host, f"{where}: only nodes/host.py imports ComfyUI's {name}"
+            continue
+        if name in WEBUI_INTERNALS:
+            ours = path.as_posix() in ("webui/host.py", "scripts/vq_webui.py")
+            assert ours and not now, f"{where}: only webui/host.py imports {name}, inside its functions"
             continue
         allowed = AT_IMPORT[layer] | set(ACCELERATED.get(accelerator_of(path), ()))
         if not now:
@@ -150,7 +160,8 @@ def test_nothing_happens_at_import(path):
         name = ast.unparse(node.func)
         method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         ours = name in own_classes or (name in imported and name[:1].isupper())      # records made of constants
-        known = name in HARMLESS_CALLS or method in HARMLESS_METHODS or ours
+        harmless = HARMLESS_CALLS | REGISTERED.get(path.as_posix(), set())
+        known = name in harmless or method in HARMLESS_METHODS or ours
         assert known or (accelerator_of(path) and name in ACCELERATED_CALLS), f"{where} runs at import"
 
 

@@ -33,7 +33,7 @@ def files(repository):
 
 def test_packages_are_all_listed(repository, project):
     found = {"vqpack"}
-    for layer in ("kernels", "vq_core", "nodes"):
+    for layer in ("kernels", "vq_core", "nodes", "webui"):
         for init in (repository / layer).rglob("__init__.py"):
             found.add(".".join(("vqpack", *init.parent.relative_to(repository).parts)))
     assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(found)

@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_quantize, _add_calibrate, _add_plan, _add_tune, _add_inspect, _add_decompress, _add_verify,
-                _add_compare, _add_attach, _add_demo, _add_doctor, _add_bench):
+                _add_compare, _add_attach, _add_card, _add_demo, _add_doctor, _add_bench):
         add(commands)
     return parser
 
@@ -176,6 +176,12 @@ def _add_attach(commands) -> None:
     p.add_argument("-o", "--output", metavar="OUT", help="file or folder (default: beside FILE, with a number)")
     p.add_argument("--overwrite", action="store_true", help="replace OUT; without OUT: FILE itself")
     p.set_defaults(run=run_attach)
+
+
+def _add_card(commands) -> None:
+    from .card import add
+
+    add(commands)
 
 
 def _add_demo(commands) -> None:

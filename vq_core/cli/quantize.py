@@ -24,6 +24,8 @@ def effort(text: str) -> str | float:
 
 def run(args) -> int:
     """Quantize, print what came of it, write JSON if asked."""
+    from ..provenance import license_note_of
+
     result = _quantize(args)
     if args.json:
         console.write_json(args.json, result_json(result))
@@ -35,6 +37,9 @@ def run(args) -> int:
         print(result.blocks_in_words())
     if result.fallbacks:
         print(result.fallbacks)
+    note = license_note_of(result.path)
+    if note:
+        print(f"note: {note}")
     return 0
 
 

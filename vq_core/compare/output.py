@@ -33,6 +33,17 @@ def write_text(path: Path, pieces) -> None:
         raise
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file; it appears under its name when it is complete."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def plain(value):
     """Numbers JSON has no spelling for become "inf", "-inf" and null (not a number)."""
     if isinstance(value, dict):

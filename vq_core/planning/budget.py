@@ -8,7 +8,7 @@ from math import prod
 
 from ..arch import Layer
 from ..encode.product import plan_layout
-from ..header import common_metadata, dump
+from ..header import canvas_graph, common_metadata, dump
 from ..inspection import REPORT_KEY, pack_report
 from ..layout import ADDITIVE, SPECS, PartHead, align, byte_length, head_length, section_shapes
 from ..plan import Plan
@@ -83,7 +83,8 @@ def file_bytes(source: Source, items: list[Item], plan: Plan, settings: dict, la
     entries += [(table_key(index << 24), "U8", (size,), size) for index, size in enumerate(table_sizes(specs).values())]
     report = _report_bytes(rows, "calibration" in settings)
     entries.append((REPORT_KEY, "U8", (report,), report))
-    header = _header_bytes(entries, _metadata(source, plan, _longest(settings), coded))
+    opened = canvas_graph(item.layer.component for item in items)
+    header = _header_bytes(entries, {**_metadata(source, plan, _longest(settings), coded), **opened})
     return header + sum(size for *_, size in entries) + MARGIN
 
 

@@ -1,0 +1,1 @@
+"""What Forge has beside A1111's interface."""

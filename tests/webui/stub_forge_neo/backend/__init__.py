@@ -1,0 +1,1 @@
+"""Forge-Neo's own runtime."""

@@ -1,0 +1,1 @@
+"""It shares comfy-kitchen's tensor class with ComfyUI."""

@@ -1,0 +1,1 @@
+"""The tab in A1111, Forge and Forge-Neo."""
