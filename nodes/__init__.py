@@ -21,9 +21,11 @@ class VQExtension(ComfyExtension):
         from .quantize_model import VQQuantizeModel
         from .report import VQReport
         from .save import VQSaveCheckpoint
+        from .scale_adapter import VQScaleAdapter
         from .tune import VQTune
 
         files.register_folders()
         kept_files.register_folders()
         return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
-                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune, VQBenchmark]
+                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune, VQBenchmark,
+                VQScaleAdapter]

@@ -1,4 +1,5 @@
-"""One call of a coded layer: its decoded weight, kept or in lent memory; LoRA onto it or beside it; the product.
+"""One call of a coded layer: its decoded weight, kept or in lent memory; LoRA onto it or beside it; the product; an
+adapter's scales around all of that.
 
 Whatever is in doubt goes the long way: the host casts, a tensor of its own holds the decoded weight, every weight
 function is applied to it in order.
@@ -24,11 +25,11 @@ def run(layer, input: torch.Tensor) -> torch.Tensor:
     functions = layer.weight_function
     if not _short(layer, input, functions):
         weight, bias, state = layer._weight_and_bias(input=input)
-        out = layer.multiply(input, plain(weight), bias)
+        out = layer.scaled(input, bias, lambda x, b: layer.multiply(x, plain(weight), b))
     else:
         with _without_functions(layer):
             weight, bias, state = layer._weight_and_bias(input=input)
-        out = _multiply(layer, input, weight, bias, functions)
+        out = layer.scaled(input, bias, lambda x, b: _multiply(layer, x, weight, b, functions))
     host.uncast_bias_weight(layer, weight, bias, state)
     return out
 

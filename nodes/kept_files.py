@@ -1,4 +1,4 @@
-"""Calibrations, plans and sensitivities: the folder `vqpack`, lists for the widgets, names to paths and back."""
+"""Calibrations, plans, sensitivities, adapters: the folder `vqpack`, lists for the widgets, names to paths and back."""
 from __future__ import annotations
 
 import os
@@ -13,6 +13,7 @@ from . import files, host
 FOLDER = "vqpack"
 NONE = "(none)"
 CALIBRATION, PLAN, SENSITIVITY = ".vqcal.safetensors", ".vqplan.json", ".vqsens.json"
+ADAPTER = ".vqscales.safetensors"
 _EXTENSIONS = (".safetensors", ".json")
 _STOCK = ("checkpoints", "diffusion_models")
 _HEAD = 4096                               # characters of a JSON file in which its kind is named
@@ -31,6 +32,11 @@ def register_folders() -> None:
 def calibrations() -> list[str]:
     """Names of all calibrations, "(none)" first."""
     return _listed(lambda path: path.name.endswith(".safetensors") and ".vqcal" in path.name)
+
+
+def adapters() -> list[str]:
+    """Names of all scale adapters, "(none)" first."""
+    return _listed(lambda path: path.name.endswith(".safetensors") and ".vqscales" in path.name)
 
 
 def plans() -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from ..vq_core.adapters.scaling import CHANNELS_LAST, CHANNELS_SECOND, LayerScales
 from . import call, host
 from .guards import Guarded
 from .layout import decode, is_coded, plain, unwrap
@@ -20,6 +21,8 @@ class Coded(Guarded):
 
     decode_at_load = False
     kept: torch.Tensor | None = None       # the decoded weight, where the model keeps it (kept.py)
+    scales: LayerScales | None = None      # of adapters, for the call that runs (scales.py)
+    channels = CHANNELS_LAST               # where an input has them
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                               error_msgs):
@@ -74,7 +77,12 @@ class Coded(Guarded):
         if not ready:
             return super().forward(input, *args, **kwargs)
         host.run_every_op()
-        return self.multiply(input, weight, bias)
+        return self.scaled(input, bias, lambda x, b: self.multiply(x, weight, b))
+
+    def scaled(self, input, bias, multiply):
+        """multiply(input, bias), an adapter's scales around it."""
+        return multiply(input, bias) if self.scales is None else self.scales.around(input, bias, self.channels,
+                                                                                    multiply)
 
     def forward_comfy_cast_weights(self, input):
         """One call where the weight has to be decoded, moved or patched; the host comes here as well."""
@@ -105,6 +113,8 @@ class VQOps(host.BaseOps):
 
     class Conv2d(Coded, host.BaseOps.Conv2d):
         """2-D convolution."""
+
+        channels = CHANNELS_SECOND
 
         def __init__(self, *args, device=None, **kwargs):
             super().__init__(*args, device="meta", **kwargs)

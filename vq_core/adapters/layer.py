@@ -1,7 +1,7 @@
 """A coded layer whose scales alone are trained, those of the experts that its samples' noise asks for."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -76,12 +76,11 @@ def _scales(layer: ScaledLayer, rows, logs, x: torch.Tensor) -> tuple[torch.Tens
     return found[0], found[1] if len(found) > 1 else None
 
 
-def _sums(product: torch.Tensor, rows: Iterable[int], channels: int) -> list[torch.Tensor]:
+def _sums(product: torch.Tensor, rows: Sequence[int], channels: int) -> list[torch.Tensor]:
     """Gradients of logarithms: sums over all but the channels, of each expert's samples, in order of experts."""
     each = product.float()
     each = each.sum((2, 3)) if channels == CHANNELS_SECOND else each.reshape(len(each), -1, each.shape[-1]).sum(1)
-    rows = torch.tensor(list(rows), device=each.device)                             # each: [samples, channels]
-    return [each[rows == expert].sum(0) for expert in sorted(set(rows.tolist()))]
+    return [each[[i for i, row in enumerate(rows) if row == expert]].sum(0) for expert in sorted(set(rows))]
 
 
 def _zeros(experts: int, channels: int, device) -> nn.ParameterList:
