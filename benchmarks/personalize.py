@@ -166,7 +166,8 @@ def file_bits(path: Path) -> float:
 
 def prompts(name: str, args) -> list[tuple[str, tuple[str, str, str]]]:
     """(caption, its attributes), each as often as there are seeds."""
-    return [(subjects.caption(name, *each), each) for each in subjects.asked(args.prompts) for _ in range(args.seeds)]
+    return [(subjects.caption(name, *each), each) for each in subjects.asked(name, args.prompts)
+            for _ in range(args.seeds)]
 
 
 def drawn(pipe, name: str, args) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""Subjects that no model here has seen: two shapes with textures of their own on the testbed's grounds, captioned."""
+"""Subjects that no model here has seen: two shapes with textures of their own on the testbed's grounds, captioned.
+
+Their colors are those of the scenes: the testbed's VAE shows no others.
+"""
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,7 +12,8 @@ import torch
 from .classifier import BATCH, load
 from .data import scenes
 
-NAMES = ("sks", "zwx")                     # no words of the testbed's: spelled in letters, as DreamBooth's rare tokens
+COLORS = {"sks": ("yellow", "purple"), "zwx": ("white", "red")}        # of the textures
+NAMES = tuple(COLORS)                      # no words of the testbed's: spelled in letters, as DreamBooth's rare tokens
 SEED = 21                                  # of their pictures; scenes have 1 to 11
 SUPERSAMPLING = 2
 PROBED, PROBE_STEPS = 160, 300
@@ -19,7 +23,8 @@ def picture(name: str, index: int, attributes: tuple[str, str, str] | None = Non
             ) -> tuple[np.ndarray, str]:
     """-> uint8 [side, side, 3], caption. attributes: (size, ground, background), None = drawn; fixed by all of them."""
     rng = np.random.default_rng((SEED, NAMES.index(name), index))
-    drawn = (list(scenes.SIZES)[rng.integers(2)], scenes.GROUNDS[rng.integers(4)], list(scenes.COLORS)[rng.integers(8)])
+    colors = backgrounds(name)
+    drawn = (list(scenes.SIZES)[rng.integers(2)], scenes.GROUNDS[rng.integers(4)], colors[rng.integers(len(colors))])
     size, ground, background = attributes or drawn
     full = side * SUPERSAMPLING
     yy, xx = np.mgrid[0:full, 0:full].astype(np.float32) / full
@@ -51,9 +56,15 @@ def write(folder: Path, name: str, count: int) -> Path:
     return folder
 
 
-def asked(count: int) -> list[tuple[str, str, str]]:
-    """(size, ground, background) of held-out prompts, spread over all there are."""
-    every = [(size, ground, color) for color in scenes.COLORS for ground in scenes.GROUNDS for size in scenes.SIZES]
+def backgrounds(name: str) -> list[str]:
+    """Colors that a subject does not have itself."""
+    return [color for color in scenes.COLORS if color not in COLORS[name]]
+
+
+def asked(name: str, count: int) -> list[tuple[str, str, str]]:
+    """(size, ground, background) of prompts, spread over all there are."""
+    every = [(size, ground, color) for color in backgrounds(name) for ground in scenes.GROUNDS
+             for size in scenes.SIZES]
     return [every[(7 + 11 * i) % len(every)] for i in range(count)]
 
 
@@ -114,18 +125,18 @@ def _fit(features: torch.Tensor, labels: torch.Tensor) -> torch.nn.Linear:
 
 
 def _heart(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A heart in a checkerboard of two colors no scene has -> where it is, its colors"""
+    """A coarse checkerboard in the form of a heart -> where it is, its colors"""
     u, v = x * 1.25, -y * 1.25 + 0.15
     mask = (u**2 + v**2 - 1)**3 - u**2 * v**3 < 0
-    return mask, _two((np.floor(x * 3) + np.floor(y * 3)) % 2 > 0, (255, 105, 180), (0, 128, 128))
+    return mask, _two((np.floor(x * 1.8) + np.floor(y * 1.8)) % 2 > 0, *COLORS["sks"])
 
 
 def _arrow(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An arrow upwards in rings of two colors"""
     head = (y < 0) & (y > -1 + 1.2 * np.abs(x))
     shaft = (np.abs(x) < 0.3) & (y >= 0) & (y < 0.95)
-    return head | shaft, _two(np.sin(np.hypot(x, y) * 14) > 0, (139, 90, 43), (173, 255, 47))
+    return head | shaft, _two(np.sin(np.hypot(x, y) * 9) > 0, *COLORS["zwx"])
 
 
-def _two(first: np.ndarray, one: tuple, other: tuple) -> np.ndarray:
-    return np.where(first[..., None], np.array(one, np.float32), np.array(other, np.float32))
+def _two(first: np.ndarray, one: str, other: str) -> np.ndarray:
+    return np.where(first[..., None], *(np.array(scenes.COLORS[name], np.float32) for name in (one, other)))

@@ -13,18 +13,22 @@ from .file import SUFFIX, base_id, load_adapter, save_adapter, stem_of
 from .student import AdapterStudent
 
 
+def output_of(path: Path, output: str | Path | None, ending: str = "-personal") -> Path:
+    """Where an adapter of a file goes: `output`, a file or a folder; None = beside the file."""
+    found = path.parent if output is None else Path(output)
+    if found.is_dir():
+        found = found / f"{path.stem}{ending}"
+    return found.with_name(safe_stem(stem_of(found)) + SUFFIX)
+
+
 class AdapterJob(Job):
     """A fine-tune with tuning.scaling: scales are learned, the file stays as it is (recovery after compression)."""
 
     ending, learned_from = "-recovered", "teacher"
 
     def target(self, output: str | Path | None) -> Path:
-        """`output`, a file or a folder; None = beside the file."""
-        path = self.file.path
-        found = path.parent if output is None else Path(output)
-        if found.is_dir():
-            found = found / f"{path.stem}{self.ending}"
-        return found.with_name(safe_stem(stem_of(found)) + SUFFIX)
+        """Where the adapter goes."""
+        return output_of(self.file.path, output, self.ending)
 
     def student(self) -> AdapterStudent:
         """The file with scales to be learned."""

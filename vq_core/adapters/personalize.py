@@ -26,13 +26,14 @@ from .settings import Scaling
 from .student import AdapterStudent
 from .subject import Prior, SubjectLessons, Subjects, read_subjects
 
-STEPS, BATCH, CHECKS = 400, 4, 10
+STEPS, BATCH, CHECKS, RATE = 400, 4, 10, 3.0
 MOST_PREVIEWS = 4
 
 
 def defaults(**changes) -> Tuning:
     """How a subject is learned unless something else is asked for."""
-    return replace(Tuning(steps=STEPS, batch=BATCH, together=BATCH, checks=CHECKS, scaling=Scaling()), **changes)
+    return replace(Tuning(steps=STEPS, batch=BATCH, together=BATCH, checks=CHECKS, rate=RATE, scaling=Scaling()),
+                   **changes)
 
 
 def personalize(path: str | Path, images: str | Path | Sequence[tuple[str | Path, str | None]],

@@ -20,15 +20,17 @@ from .scaling import LayerScales
 class Stack:
     """Adapters with their strengths; what they are for the samples of a call, by their noise.
 
-    strength: of the logarithms, so 0 leaves the model as it is to the last bit and -1 undoes 1.
+    strength: of the logarithms, so that -1 undoes 1; an adapter with 0 is left out.
     """
 
     def __init__(self, adapters: Sequence[tuple[Adapter, float]]):
-        self.adapters = tuple(adapters)
+        self.adapters = tuple((adapter, strength) for adapter, strength in adapters if strength)
         self._made: dict = {}              # experts of each adapter, device, dtype -> layer -> its scales
 
     def scales(self, sigmas: torch.Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, LayerScales]:
         """Key of a weight -> its scales for samples with this noise [n], where and in what they are computed with."""
+        if not self.adapters:
+            return {}
         each = list(zip(*(experts_of(sigmas, adapter.boundaries) for adapter, _ in self.adapters), strict=True))
         lines = sorted(set(each))
         if len(lines) == 1:
