@@ -30,8 +30,8 @@ PROMPT = "a large red circle on a plain blue background"
 
 
 def quick(**changes):
-    return defaults(**{"steps": 4, "batch": 2, "together": 2, "warmup": 1, "checks": 2, "held_out_calls": 8, "rate": 2.0,
-                       **changes})
+    given = {"steps": 4, "batch": 2, "together": 2, "warmup": 1, "checks": 2, "held_out_calls": 8, "rate": 2.0}
+    return defaults(**given | changes)
 
 
 @pytest.fixture()
