@@ -75,12 +75,11 @@ class Row:
 
 def rows() -> list[Row]:
     """In the order they are made: what others are compared with first."""
-    both = subjects.NAMES
-    found = [Row("fp", "dreambooth"), Row("fp", "dreambooth", names=both), Row("fp", "real"), Row("fp", "before")]
-    for base in BASES:
-        found += [Row(base, "before"), Row(base, "scales", 2), Row(base, "out", 1), Row(base, "scales", 1),
-                  Row(base, "scales", 4), Row(base, "scales", 2, both)]
-    return found
+    found, both = [Row("fp", "dreambooth"), Row("fp", "real"), Row("fp", "before")], subjects.NAMES
+    found += [Row(base, "before") for base in BASES]
+    ways = ("scales", 2), ("out", 1), ("scales", 1), ("scales", 4)
+    found += [Row(base, method, experts) for method, experts in ways for base in BASES]
+    return [*found, Row("fp", "dreambooth", names=both), *(Row(base, "scales", 2, both) for base in BASES)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -128,12 +128,8 @@ class PersonalJob(AdapterJob):
         return Looking(student, self.preview, show, self.progress)
 
     def facts(self, student: AdapterStudent, course: Course, run: str) -> dict:
-        """And what was learned."""
-        captions = list(dict.fromkeys(picture.prompt for picture, image in
-                                      zip(self.subjects.pictures, self.subjects.images, strict=True) if image))
-        prior = self.subjects.prior
-        return {**super().facts(student, course, run), "captions": captions[:MOST_PREVIEWS],
-                **({} if prior is None else {"prior": prior.prompt})}
+        """And whether the class was kept; never a caption."""
+        return {**super().facts(student, course, run), "prior": self.subjects.prior is not None}
 
     def check_gain(self, course: Course) -> None:
         """NothingGained where the best is no better than the start."""
