@@ -16,6 +16,7 @@ class VQExtension(ComfyExtension):
         from .decompress import VQDecompressCheckpoint
         from .inspect import VQInspect
         from .loaders import VQCheckpointLoader, VQDiffusionModelLoader
+        from .personalize import VQPersonalize
         from .plan import VQPlan
         from .quantize import VQQuantizeCheckpoint
         from .quantize_model import VQQuantizeModel
@@ -28,4 +29,4 @@ class VQExtension(ComfyExtension):
         kept_files.register_folders()
         return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
                 VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune, VQBenchmark,
-                VQScaleAdapter]
+                VQScaleAdapter, VQPersonalize]

@@ -56,6 +56,26 @@ def prompt_files() -> list[str]:
     return [NONE, *sorted(path.name for path in found if path.suffix.lower() in _PROMPTS and path.is_file())]
 
 
+def picture_folders() -> list[str]:
+    """Folders below the host's input folder, with / between them, that hold pictures; "(none)" first."""
+    from ..vq_core.tuning.images import SUFFIXES
+
+    root = Path(host.folder_paths.get_input_directory())
+    folders = sorted({path.parent for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()}
+                     - {root}) if root.is_dir() else []
+    return [NONE, *(folder.relative_to(root).as_posix() for folder in folders)]
+
+
+def picture_folder(name: str) -> Path:
+    """A folder of pictures below the input folder by its name."""
+    parts = files.split_name(name, "the input folder") if name != NONE else []
+    path = Path(host.folder_paths.get_input_directory()).joinpath(*parts)
+    if not parts or not path.is_dir():
+        raise FormatError(f"'{name}' is no folder in ComfyUI's input folder: make one there, put the subject's 3 to 10 "
+                          f"pictures into it, and choose again")
+    return path
+
+
 def prompt_path(name: str) -> Path:
     """A file of the input folder by its name."""
     path = Path(host.folder_paths.get_input_directory()) / Path(name).name
