@@ -43,10 +43,6 @@ def add(commands) -> None:
                         "beside them or their names")
     p.add_argument("--rank", type=int, default=0, metavar="R",
                    help="give every coded layer a trained low-rank branch (stored: 2 R (in + out) bytes; default none)")
-    p.add_argument("--adapter", action="store_true",
-                   help="leave FILE as it is and write a small file of scales that repairs it (docs/adapters.md)")
-    p.add_argument("--experts", type=int, default=2, metavar="N",
-                   help="with --adapter: sets of scales, which take turns as the noise falls (default 2)")
     p.add_argument("--calibration", metavar="CAL", help="file of `vqpack calibrate`: a better start for --rank")
     p.add_argument("--columns", action="store_true", help="add trained column scales (stored: 2 bytes a channel)")
     p.add_argument("--loss", default="halves", choices=("halves", "guided", "both"),
@@ -68,7 +64,15 @@ def add(commands) -> None:
     p.add_argument("--configs", metavar="FOLDER", help="diffusers folder whose configurations unusual files get")
     p.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     p.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    _add_adapter(p)
     p.set_defaults(run=run)
+
+
+def _add_adapter(p) -> None:
+    p.add_argument("--adapter", action="store_true",
+                   help="leave FILE as it is and write a small file of scales that repairs it (docs/adapters.md)")
+    p.add_argument("--experts", type=int, default=2, metavar="N",
+                   help="with --adapter: sets of scales, which take turns as the noise falls (default 2)")
 
 
 def run(args) -> int:
