@@ -32,7 +32,7 @@ from .image_lessons import ImageLessons
 from .images import Image
 from .lessons import Lessons
 from .loop import Course, Loop
-from .memory import of_student
+from .memory import RECORDING, of_student
 from .settings import Tuning
 from .student import Student
 
@@ -68,7 +68,7 @@ class Result:
 class Job:
     """One run: who learns what from whom, and where its state is. An adapter's jobs replace a few of these methods."""
 
-    beside = "recording takes the teacher's pipeline beside the student"
+    beside = RECORDING
 
     def __init__(self, file: Checkpoint, teacher, tuning: Tuning, settings: Settings, prompts: Prompts,
                  images: list[Image], progress: Progress, tell: Callable[[str], None]):

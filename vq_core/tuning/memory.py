@@ -12,6 +12,7 @@ import torch
 from ..calibration.settings import Settings
 
 LARGEST_COPIES = 6                         # of the largest layer in float32: weight, its gradient and what leads there
+RECORDING = "recording takes the teacher's pipeline beside the student"
 CHECKPOINT_FROM = 1 << 30                  # bytes of activations; below that nothing is computed twice
 
 
@@ -31,7 +32,7 @@ class Memory:
         """On the device."""
         return self.student + self.trained + self.activations + self.largest
 
-    def sentence(self, beside: str) -> str:
+    def sentence(self, beside: str = RECORDING) -> str:
         """For people. beside: what else takes memory, and when."""
         again = ", blocks computed again in the backward pass" if self.checkpoint else ""
         return (f"Learning takes at most {self.total / 1e9:.2f} GB: the student {self.student / 1e9:.2f}, gradients "
