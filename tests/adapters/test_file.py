@@ -48,6 +48,18 @@ def test_the_golden_file_is_read_and_written_byte_by_byte(tmp_path):
     assert golden().numbers == 2 * (6 + 4) + 2 * 3 and golden().experts == 2
 
 
+def test_inspect_says_what_it_is(capsys):
+    from vqpack.vq_core.cli.main import main
+
+    assert main(["inspect", str(GOLDEN)]) == 0
+    said = capsys.readouterr().out
+    assert "2 experts, which meet at noise (sigma) 1.5, 2 layers, 26 numbers" in said and "some.file" in said
+    assert "largest change of a scale: 24.5 %" in said                 # exp(7 / 32)
+    assert main(["inspect", str(GOLDEN), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["numbers"] == 26 and found["boundaries"] == [1.5] and found["note"] == "frozen with version 1"
+
+
 def test_the_size_is_the_numbers_and_a_header(w4, random_adapter, tmp_path):
     adapter = random_adapter(w4, 2)
     path = save_adapter(tmp_path / "a.vqscales.safetensors", adapter)
