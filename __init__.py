@@ -11,7 +11,7 @@ async def comfy_entrypoint():
 
 
 def __getattr__(name):
-    """`vqpack.load_unet`, `vqpack.load_pipeline` and `vqpack.quantize`, imported when they are first asked for."""
+    """`vqpack.load_unet`, `load_pipeline`, `quantize` and `apply_adapters`, imported when they are first asked for."""
     if name in ("load_unet", "load_pipeline"):
         from .vq_core import pipeline
 
@@ -20,4 +20,8 @@ def __getattr__(name):
         from .vq_core.quantize import quantize
 
         return quantize
+    if name == "apply_adapters":
+        from .vq_core.adapters.attach import apply_adapters
+
+        return apply_adapters
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,14 +16,17 @@ class VQExtension(ComfyExtension):
         from .decompress import VQDecompressCheckpoint
         from .inspect import VQInspect
         from .loaders import VQCheckpointLoader, VQDiffusionModelLoader
+        from .personalize import VQPersonalize
         from .plan import VQPlan
         from .quantize import VQQuantizeCheckpoint
         from .quantize_model import VQQuantizeModel
         from .report import VQReport
         from .save import VQSaveCheckpoint
+        from .scale_adapter import VQScaleAdapter
         from .tune import VQTune
 
         files.register_folders()
         kept_files.register_folders()
         return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
-                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune, VQBenchmark]
+                VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune, VQBenchmark,
+                VQScaleAdapter, VQPersonalize]

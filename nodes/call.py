@@ -1,4 +1,5 @@
-"""One call of a coded layer: its decoded weight, kept or in lent memory; LoRA onto it or beside it; the product.
+"""One call of a coded layer: its decoded weight, kept or in lent memory; LoRA onto it or beside it; the product; an
+adapter's scales around all of that.
 
 With int8 activations the integers take the decoded weight's place, and LoRA goes beside them in floating point.
 
@@ -27,16 +28,24 @@ def run(layer, input: torch.Tensor) -> torch.Tensor:
     functions = layer.weight_function
     if not _short(layer, input, functions):
         weight, bias, state = layer._weight_and_bias(input=input)
-        if layer.inputs is not None and is_coded(weight) and not torch.is_grad_enabled():
-            out = int8_operation(input, weight, bias, layer.inputs, _integers(layer, input))
-        else:
-            out = layer.multiply(input, plain(weight), bias)
+        rounds = layer.inputs is not None and is_coded(weight) and not torch.is_grad_enabled()
+        multiply = _in_one_node if rounds else _plainly
+        out = layer.scaled(input, bias, lambda x, b: multiply(layer, x, weight, b))
     else:
         with _without_functions(layer):
             weight, bias, state = layer._weight_and_bias(input=input)
-        out = _multiply(layer, input, weight, bias, functions)
+        out = layer.scaled(input, bias, lambda x, b: _multiply(layer, x, weight, b, functions))
     host.uncast_bias_weight(layer, weight, bias, state)
     return out
+
+
+def _in_one_node(layer, x, weight, bias) -> torch.Tensor:
+    """The int8 product, one operation of a compiled graph."""
+    return int8_operation(x, weight, bias, layer.inputs, _integers(layer, x))
+
+
+def _plainly(layer, x, weight, bias) -> torch.Tensor:
+    return layer.multiply(x, plain(weight), bias)
 
 
 def _short(layer, input: torch.Tensor, functions: list) -> bool:

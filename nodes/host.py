@@ -61,6 +61,7 @@ uncast_bias_weight = comfy.ops.uncast_bias_weight
 BaseOps = comfy.ops.manual_cast
 Interruption = comfy.model_management.InterruptProcessingException
 EnumHookMode = comfy.hooks.EnumHookMode
+APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
 SAMPLER_SAMPLE = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
 LowVramPatch = comfy.model_patcher.LowVramPatch
 ModelPatcher = comfy.model_patcher.ModelPatcher
@@ -187,7 +188,11 @@ def sample(model, latents: torch.Tensor, seed: int, steps: int, cfg: float, samp
 
 def computed_in(model) -> torch.dtype:
     """dtype of what a MODEL's UNet is given."""
-    base = model.model
+    return unet_dtype(model.model)
+
+
+def unet_dtype(base) -> torch.dtype:
+    """The same of the host's model inside a MODEL."""
     if hasattr(base, "get_dtype_inference"):
         return base.get_dtype_inference()
     return base.get_dtype() if base.manual_cast_dtype is None else base.manual_cast_dtype         # 0.8

@@ -1,4 +1,4 @@
-"""Calibrations, plans and sensitivities: the folder `vqpack`, lists for the widgets, names to paths and back."""
+"""Calibrations, plans, sensitivities, adapters: the folder `vqpack`, lists for the widgets, names to paths and back."""
 from __future__ import annotations
 
 import os
@@ -13,6 +13,7 @@ from . import files, host
 FOLDER = "vqpack"
 NONE = "(none)"
 CALIBRATION, PLAN, SENSITIVITY = ".vqcal.safetensors", ".vqplan.json", ".vqsens.json"
+ADAPTER = ".vqscales.safetensors"
 _EXTENSIONS = (".safetensors", ".json")
 _STOCK = ("checkpoints", "diffusion_models")
 _HEAD = 4096                               # characters of a JSON file in which its kind is named
@@ -33,6 +34,11 @@ def calibrations() -> list[str]:
     return _listed(lambda path: path.name.endswith(".safetensors") and ".vqcal" in path.name)
 
 
+def adapters() -> list[str]:
+    """Names of all scale adapters, "(none)" first."""
+    return _listed(lambda path: path.name.endswith(".safetensors") and ".vqscales" in path.name)
+
+
 def plans() -> list[str]:
     """Names of all plans, "(none)" first."""
     return _listed(lambda path: _says(path, '"vqpack_plan"'))
@@ -48,6 +54,26 @@ def prompt_files() -> list[str]:
     folder = Path(host.folder_paths.get_input_directory())
     found = folder.iterdir() if folder.is_dir() else ()
     return [NONE, *sorted(path.name for path in found if path.suffix.lower() in _PROMPTS and path.is_file())]
+
+
+def picture_folders() -> list[str]:
+    """Folders below the host's input folder, with / between them, that hold pictures; "(none)" first."""
+    from ..vq_core.tuning.images import SUFFIXES
+
+    root = Path(host.folder_paths.get_input_directory())
+    folders = sorted({path.parent for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()}
+                     - {root}) if root.is_dir() else []
+    return [NONE, *(folder.relative_to(root).as_posix() for folder in folders)]
+
+
+def picture_folder(name: str) -> Path:
+    """A folder of pictures below the input folder by its name."""
+    parts = files.split_name(name, "the input folder") if name != NONE else []
+    path = Path(host.folder_paths.get_input_directory()).joinpath(*parts)
+    if not parts or not path.is_dir():
+        raise FormatError(f"'{name}' is no folder in ComfyUI's input folder: make one there, put the subject's 3 to 10 "
+                          f"pictures into it, and choose again")
+    return path
 
 
 def prompt_path(name: str) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..vq_core.activations.int8 import FROM_FILE, chosen
+from ..vq_core.adapters.file import base_id
 from ..vq_core.container import Reader
 from ..vq_core.errors import UnsupportedError
 from . import host, kept
@@ -19,6 +20,7 @@ from .schema import AS_FILED, COMPRESSED, DECODED, DYNAMIC, FULL
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 # They stand beside the UNet and say how it predicts; the host drops them where it takes a UNet out of a checkpoint.
 _MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+_BASE = "vqpack.base"                      # in the metadata of what was read: base_id, of adapters
 _ALL = {"output_model": True, "output_clip": True, "output_vae": True}
 
 
@@ -50,6 +52,7 @@ def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED, keep_b
     model = host.state_dict_to_diffusion_model(_unet_only(sd), metadata, operations, dynamic)
     if model is None:
         raise UnsupportedError(f"'{Path(path).name}' holds no diffusion model that this ComfyUI recognizes")
+    model.model.vq_base, model.model.vq_name = metadata[_BASE], Path(path).name
     _set_up(adopt(model), path, memory_mode, keep_bytes, activations, metadata)
     _remember(model, _reload_diffusion_model, path, memory_mode, keep_bytes, activations)
     return model
@@ -75,7 +78,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
             host.raise_if_interrupted()
             if not key.startswith("vq."):
                 sd[key] = wrap(reader.weight(key)) if key in coded else reader.tensor(key)
-        return sd, dict(reader.metadata)
+        return sd, {**reader.metadata, _BASE: base_id(reader)}
 
 
 def _unet_only(sd: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -96,6 +99,8 @@ def _load(path, memory_mode: str, parts: dict[str, bool], activations: str = FUL
         raise UnsupportedError(f"'{Path(path).name}' holds no diffusion model that this ComfyUI recognizes")
     if clip is not None:
         adopt(clip.patcher)
+    if model is not None:
+        model.model.vq_base, model.model.vq_name = metadata[_BASE], Path(path).name
     return adopt(model), clip, vae
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ..vq_core.activations.specs import TokenSpec
+from ..vq_core.adapters.scaling import CHANNELS_LAST, CHANNELS_SECOND, LayerScales
 from . import call, host
 from .guards import Guarded
 from .layout import decode, is_coded, plain, unwrap
@@ -22,6 +23,8 @@ class Coded(Guarded):
     decode_at_load = False
     kept: torch.Tensor | None = None       # the decoded weight or its integers, where the model keeps it (kept.py)
     inputs: TokenSpec | None = None        # how the input is rounded for an int8 product (activations.py)
+    scales: LayerScales | None = None      # of adapters, for the call that runs (scales.py)
+    channels = CHANNELS_LAST               # where an input has them
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                               error_msgs):
@@ -76,7 +79,12 @@ class Coded(Guarded):
         if not ready:
             return super().forward(input, *args, **kwargs)
         host.run_every_op()
-        return self.multiply(input, weight, bias)
+        return self.scaled(input, bias, lambda x, b: self.multiply(x, weight, b))
+
+    def scaled(self, input, bias, multiply):
+        """multiply(input, bias), an adapter's scales around it."""
+        return multiply(input, bias) if self.scales is None else self.scales.around(input, bias, self.channels,
+                                                                                    multiply)
 
     def forward_comfy_cast_weights(self, input):
         """One call where the weight has to be decoded, moved or patched; the host comes here as well."""
@@ -107,6 +115,8 @@ class VQOps(host.BaseOps):
 
     class Conv2d(Coded, host.BaseOps.Conv2d):
         """2-D convolution."""
+
+        channels = CHANNELS_SECOND
 
         def __init__(self, *args, device=None, **kwargs):
             super().__init__(*args, device="meta", **kwargs)

@@ -1,14 +1,12 @@
 """The node that lets a VQ file learn from its original: Tune (VQ)."""
 from __future__ import annotations
 
-import importlib.util
-import traceback
-
 from comfy_api.latest import io
 
 from . import files, host, kept_files
 from .calibrate import PRESETS, drawing, duration, prompt_stamp, read, telling
 from .file_input import VQFileNode, file_input, file_name_input
+from .learning import STOPPED, forget, last_picture, require_diffusers, showing
 from .quantize import file_name_output
 from .schema import make_schema
 from .shown import picture_output
@@ -18,7 +16,6 @@ LOSSES, TRAJECTORIES = ("halves", "guided", "both"), ("teacher", "student", "mix
 SPANS = {"loading the file": (0.0, 0.01), "reading the model": (0.01, 0.02), "low-rank branches": (0.02, 0.03),
          "recording the teacher": (0.03, 0.2), "tuning": (0.2, 0.97), "saving": (0.97, 0.99),
          "writing the file": (0.99, 1.0)}
-STOPPED = "Stopped; what was learned is kept. Queue it again to go on, or with 'finish' to write the best so far."
 _ADVANCED = {"advanced": True}
 _OPTIONAL = {"tuning_steps": 0, "rank": 0, "loss": LOSSES[0], "trajectory": TRAJECTORIES[0], "rate": 1.0, "batch": 8,
              "together": 0, "width": 1024, "height": 1024, "steps": 0, "cfg": 0.0, "first_seed": 0, "finish": False}
@@ -119,7 +116,7 @@ class VQTune(VQFileNode):
     def execute(cls, file, teacher, prompts, prompt_file, preset, count, minutes, name="", file_name=None, model=None,
                 clip=None, **advanced) -> io.NodeOutput:
         """-> the tuned file's name, text, picture [1, height, width, 3]"""
-        _require_diffusers()
+        require_diffusers("Tune (VQ)", "`vqpack tune`")
         given, path = _OPTIONAL | advanced, files.vq_path(file_name or file)
         shown, preview = host.NodeProgress(cls.hidden.unique_id, SPANS), host.sdxl_previewer()
         asked = {"prompts": read(prompts, prompt_file), "count": count or None, "finish": given["finish"],
@@ -129,11 +126,11 @@ class VQTune(VQFileNode):
         host.free_models()
         try:
             result = _learned(path, _teacher(teacher, model, clip, path, shown), files.tuned_path(path, name or ""),
-                              asked, shown, said, _showing(shown, preview, looks))
+                              asked, shown, said, showing(shown, preview, looks))
         except BaseException as error:
             if isinstance(error, host.Interruption):
                 shown.say(STOPPED)
-            _forget(error)
+            forget(error)
             raise
         finally:
             host.give_back()
@@ -141,7 +138,7 @@ class VQTune(VQFileNode):
         others = {"teacher": teacher, "prompts": prompts, "prompt_file": prompt_file, "preset": preset, "count": count,
                   "minutes": minutes, "name": name, **given}
         files.remember_result(_key(file, file_name, others), result.path)
-        return picture_output(text, _picture(result, looks, path, preview), shown, files.name_of(result.path))
+        return picture_output(text, last_picture(result, looks, path, preview), shown, files.name_of(result.path))
 
 
 def _learned(path, teacher, output, asked: dict, shown: host.NodeProgress, said: list[str], show):
@@ -189,61 +186,11 @@ def _drawing(preset: str, given: dict, model) -> dict:
     return {"preset": "v" if preset == "v-prediction" else preset, **asked}
 
 
-def _showing(shown: host.NodeProgress, preview, looks: list):
-    """Shows the curve, and what the student draws where the host makes previews; the last look is kept in `looks`."""
-    import torch
-
-    from .tune_picture import draw
-
-    def show(look) -> None:
-        looks[:] = [look]
-        with torch.inference_mode():       # previewers are the host's
-            pictures = {} if preview is None else {name: preview(latents)[1] for name, latents in look.pictures.items()}
-        shown.preview(("JPEG", draw(look.history, look.steps, pictures), 1024))
-
-    return show
-
-
-def _picture(result, looks: list, path, preview):
-    """The curve, and the last pictures through the file's own VAE; without one as the host previews them."""
-    from PIL import Image
-
-    from .loading import load_vae
-    from .tune_picture import draw
-
-    if not looks:                          # the result was there already
-        return draw(((0, result.before), (result.steps, result.after)), result.steps, {})
-    look, vae = looks[0], load_vae(path) if looks[0].pictures else None
-    pictures = {}
-    for name, latents in look.pictures.items():
-        if vae is not None:
-            pixels = host.decode_sdxl(vae, latents)[0].clamp(0, 1).mul(255).byte().cpu()      # [height, width, 3]
-            pictures[name] = Image.fromarray(pixels.numpy())
-        elif preview is not None:
-            pictures[name] = preview(latents)[1]
-    return draw(look.history, result.steps, pictures)
-
-
 def _outcome(result) -> str:
     size, rate = result.path.stat().st_size / 1e9, result.bits["unet"]
     took = "was there already" if result.already_there else f"took {duration(result.seconds)}"
     return (f"{size:.2f} GB, {rate:.2f} bits per UNet weight, error on held-out prompts {result.gain:.2f} dB lower "
             f"after {result.steps} steps, {took}")
-
-
-def _forget(error: BaseException | None) -> None:
-    """Let go of the job's tensors, which the frames of its exceptions hold as long as the host keeps those."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-def _require_diffusers() -> None:
-    from ..vq_core.errors import UnsupportedError
-
-    if importlib.util.find_spec("diffusers") is None:
-        raise UnsupportedError("Tune (VQ) learns with the package diffusers, which this Python does not have: install "
-                               "it (pip install diffusers), or use `vqpack tune` where it is")
 
 
 def _key(file, file_name, others: dict) -> list:

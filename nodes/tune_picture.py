@@ -11,9 +11,11 @@ from .picture import BACKGROUND, COLORS, GRID, MARGIN, MUTED, PANEL, TEXT, WIDTH
 _CURVE, _GAP, _LEFT = 220, 16, 44          # pixels: height of the curve, between pictures, left of the curve
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 _LINE = COLORS["self attention"]
+TITLE = "Error on prompts that are not learned from"
 
 
-def draw(history: Sequence[tuple[int, float]], steps: int | None, pictures: Mapping[str, Image.Image]) -> Image.Image:
+def draw(history: Sequence[tuple[int, float]], steps: int | None, pictures: Mapping[str, Image.Image],
+         title: str = TITLE) -> Image.Image:
     """(step, held-out error), steps of the whole run and captioned pictures of one size -> RGB picture, WIDTH wide."""
     side = (WIDTH - 2 * MARGIN - _GAP * 2) // 3
     shown = {name: picture.resize((side, round(side * picture.height / picture.width))) for name, picture in
@@ -21,7 +23,7 @@ def draw(history: Sequence[tuple[int, float]], steps: int | None, pictures: Mapp
     below = max((picture.height for picture in shown.values()), default=-40) + 40
     image = Image.new("RGB", (WIDTH, 68 + _CURVE + 48 + below), BACKGROUND)
     pen = ImageDraw.Draw(image)
-    pen.text((MARGIN, 22), "Error on prompts that are not learned from", TEXT, font(20))
+    pen.text((MARGIN, 22), title, TEXT, font(20))
     pen.text((WIDTH - MARGIN, 28), "dB below the start", MUTED, font(13), anchor="ra")
     _curve(pen, gains(history), max(steps or 0, history[-1][0] if history else 0, 1))
     for place, (name, picture) in enumerate(shown.items()):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..kernels.linear import coded_linear
+from .adapters.scaling import CHANNELS_LAST, CHANNELS_SECOND, LayerScales
 from .scratch_pool import decoded, may_lend
 from .weight import CodedWeight
 
@@ -24,6 +25,7 @@ class _VQModule(nn.Module):
         self.out_features, self.in_features = weight.shape[0], weight.shape[1]
         dense = weight.decode(dtype) if decode_once else None
         self.register_buffer("decoded", dense, persistent=False)    # logical shape, or None: decoded per call
+        self.scales: LayerScales | None = None         # of adapters, for the call that runs (adapters/attach.py)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -60,6 +62,11 @@ class VQLinear(_VQModule):
 
     def forward(self, x: torch.Tensor, *args) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.scales is not None:
+            return self.scales.around(x, bias, CHANNELS_LAST, self._multiply)
+        return self._multiply(x, bias)
+
+    def _multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.product is not None:
             return self.product(x, self.coded.to(x.device), bias)
         part = None if self.decoded is not None or not may_lend() else self.coded.part_to_fuse(x)
@@ -79,6 +86,11 @@ class VQConv2d(_VQModule):
 
     def forward(self, x: torch.Tensor, *args) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.scales is not None:
+            return self.scales.around(x, bias, CHANNELS_SECOND, self._multiply)
+        return self._multiply(x, bias)
+
+    def _multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         with self._weight_as(x) as weight:
             return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 

@@ -43,7 +43,8 @@ def test_nodes_are_there_with_their_frozen_inputs(found):
                               "VQDecompressCheckpoint": "Decompress Checkpoint (VQ)", "VQInspect": "Inspect (VQ)",
                               "VQReport": "Report (VQ)", "VQCompare": "Compare (VQ)",
                               "VQCalibrate": "Calibrate (VQ)", "VQPlan": "Plan (VQ)", "VQTune": "Tune (VQ)",
-                              "VQBenchmark": "Benchmark (VQ)"}
+                              "VQBenchmark": "Benchmark (VQ)", "VQScaleAdapter": "VQ Scale Adapter",
+                              "VQPersonalize": "Personalize (VQ)"}
     loader = {"required": ["file", "memory_mode"], "optional": ["file_name", "keep_decoded"]}
     assert found["inputs"]["VQBenchmark"]["required"] == ["quick"]
     assert found["inputs"]["VQCheckpointLoader"] == found["inputs"]["VQDiffusionModelLoader"] == loader

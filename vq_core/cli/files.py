@@ -9,14 +9,16 @@ from . import console
 
 def run_inspect(args) -> int:
     """Print what a file holds: a short text, or JSON."""
+    from ..adapters.describe import adapter_info, described, is_adapter
     from ..describe import describe
     from ..inspection import inspect_file
 
-    info = inspect_file(args.file)
+    adapter = is_adapter(args.file)
+    info = adapter_info(args.file) if adapter else inspect_file(args.file)
     if args.json:
         print(json.dumps(info, indent=1, ensure_ascii=False))
     else:
-        print(describe(info))
+        print(described(info) if adapter else describe(info))
     return 0
 
 

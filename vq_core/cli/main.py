@@ -13,8 +13,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vqpack", description="Codebook-compressed SDXL checkpoints.")
     parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_calibrate, _add_plan, _add_tune, _add_inspect, _add_decompress, _add_verify,
-                _add_compare, _add_attach, _add_card, _add_demo, _add_doctor, _add_bench):
+    for add in (_add_quantize, _add_calibrate, _add_plan, _add_tune, _add_personalize, _add_merge, _add_inspect,
+                _add_decompress, _add_verify, _add_compare, _add_attach, _add_card, _add_demo, _add_doctor, _add_bench):
         add(commands)
     return parser
 
@@ -110,6 +110,18 @@ def _add_tune(commands) -> None:
     from .tune import add
 
     add(commands)
+
+
+def _add_personalize(commands) -> None:
+    from .personalize import add
+
+    add(commands)
+
+
+def _add_merge(commands) -> None:
+    from .personalize import add_merge
+
+    add_merge(commands)
 
 
 def _add_inspect(commands) -> None:

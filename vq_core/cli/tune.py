@@ -64,7 +64,15 @@ def add(commands) -> None:
     p.add_argument("--configs", metavar="FOLDER", help="diffusers folder whose configurations unusual files get")
     p.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     p.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    _add_adapter(p)
     p.set_defaults(run=run)
+
+
+def _add_adapter(p) -> None:
+    p.add_argument("--adapter", action="store_true",
+                   help="leave FILE as it is and write a small file of scales that repairs it (docs/adapters.md)")
+    p.add_argument("--experts", type=int, default=2, metavar="N",
+                   help="with --adapter: sets of scales, which take turns as the noise falls (default 2)")
 
 
 def run(args) -> int:
@@ -78,6 +86,8 @@ def run(args) -> int:
                   progress=console.progress(), tell=_tell,
                   steps=args.sampler_steps, guidance=args.cfg, sampler=args.sampler, scheduler=args.scheduler,
                   seed=args.seed, threads=args.threads)
+    if args.adapter:
+        return _told(result, report)
     verb = "is already there" if result.already_there else f"took {console.duration(result.seconds)}"
     print(f"{result.path}: {console.size(result.path.stat().st_size)}, {result.bits['unet']:.2f} bits a UNet weight, "
           f"held-out error {result.gain:.2f} dB lower after {result.steps} steps{_moved(result.changed)}, {verb}")
@@ -88,7 +98,17 @@ def run(args) -> int:
     return 0
 
 
+def _told(result, report) -> int:
+    from .personalize import outcome, summary
+
+    print(outcome(result))
+    if report:
+        console.write_json(report, summary(result))
+    return 0
+
+
 def _tuning(args):
+    from ..adapters.settings import Scaling
     from ..errors import PlanError
     from ..tuning.masters import Trained
     from ..tuning.run import MINUTES
@@ -105,7 +125,8 @@ def _tuning(args):
     minutes = MINUTES if args.minutes is None and args.steps is None else args.minutes
     return Tuning(steps=args.steps, minutes=minutes, batch=args.batch, together=args.together or (args.batch if on_cpu
                   else 1), rate=args.rate, loss=args.loss, weighting=args.weighting, trajectory=args.trajectory,
-                  seed=args.seed, flips=args.flips, trained=trained)
+                  seed=args.seed, flips=args.flips, trained=trained,
+                  scaling=Scaling(args.experts) if args.adapter else None)
 
 
 def _moved(share: float) -> str:

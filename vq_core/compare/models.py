@@ -144,8 +144,11 @@ class Models:
         vae = read_config("vae", self.folder(self.checkpoints[0]))
         return 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
 
-    def pipeline(self, checkpoint: Checkpoint):
-        """Load one, with the parts it lacks from the first that has them; free it before the next."""
+    def pipeline(self, checkpoint: Checkpoint, **ready):
+        """Load one, with the parts it lacks from the first that has them; free it before the next.
+
+        ready: parts by their diffusers name that are taken as they are, such as unet.
+        """
         quiet()
         borrowed = {}
         for part in checkpoint.lacks:
@@ -153,7 +156,7 @@ class Models:
             borrowed |= load_parts(open_reader(lender.path), PARTS[part], device=self.device,
                                    configs=self.folder(lender))
         pipe = load_pipeline(open_reader(checkpoint.path), device=self.device, configs=self.folder(checkpoint),
-                             **borrowed)
+                             **borrowed, **ready)
         pipe.set_progress_bar_config(disable=True)
         if not checkpoint.path.is_dir() and self.configs is not None:
             _own_prediction(pipe, checkpoint)

@@ -50,11 +50,15 @@ class TunedLayer(nn.Module):
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            y = _Multiply.apply(x, self, *self.masters())
+            y = self.product(x)
             if self.bias is None:
                 return y
             bias = self.bias.to(y.dtype)
             return y + (bias if self.convolution is None else bias[:, None, None])
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x times the decoded weight, with a backward pass that decodes it again."""
+        return _Multiply.apply(x, self, *self.masters())
 
     def multiply(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Without the bias."""
@@ -63,15 +67,16 @@ class TunedLayer(nn.Module):
         stride, padding, dilation, groups = self.convolution
         return F.conv2d(x, weight, None, stride, padding, dilation, groups)
 
-    def gradients(self, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, wanted: bool
-                  ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Of the output -> of x (None unless wanted) and of the weight."""
+    def gradients(self, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, wanted: bool,
+                  of_weight: bool = True) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Of the output -> of x (None unless wanted) and of the weight (None unless of_weight)."""
         if self.convolution is None:
             flat = gradient.reshape(-1, gradient.shape[-1])
-            return (gradient @ weight if wanted else None), flat.t() @ x.reshape(-1, x.shape[-1])
+            return (gradient @ weight if wanted else None), (flat.t() @ x.reshape(-1, x.shape[-1]) if of_weight
+                                                             else None)
         stride, padding, dilation, groups = self.convolution
         found = torch.ops.aten.convolution_backward(gradient, x, weight, None, stride, padding, dilation, False,
-                                                    [0, 0], groups, [wanted, True, False])
+                                                    [0, 0], groups, [wanted, of_weight, False])
         return found[0], found[1]
 
     def assembled(self, pieces: list[torch.Tensor]) -> torch.Tensor:
@@ -130,7 +135,7 @@ class _Multiply(torch.autograd.Function):
     def forward(ctx, x, layer, *masters):
         ctx.save_for_backward(x)
         ctx.layer, ctx.masters = layer, masters
-        weight = layer.assembled(layer.pieces(layer.now(), _computed(x)))
+        weight = layer.assembled(layer.pieces(layer.now(), computed_in(x)))
         return layer.multiply(x, weight.to(x.dtype))
 
     @staticmethod
@@ -143,7 +148,8 @@ class _Multiply(torch.autograd.Function):
         return of_x, None, *(found.get(master) for master in ctx.masters)
 
 
-def _computed(x: torch.Tensor) -> torch.dtype:
+def computed_in(x: torch.Tensor) -> torch.dtype:
+    """What a weight for x is decoded to."""
     return x.dtype if x.dtype in (torch.float16, torch.bfloat16) else torch.float32
 
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..adapters.noise_levels import NoiseTable
 from ..compare.models import Checkpoint
 from ..pipeline import load_parts
 from ..progress import Progress
 from .lessons import Lessons
-
-LEAST_ALPHA = 2.0**-24                     # of schedules that end at no signal at all (zero terminal SNR)
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,7 @@ class Drawing:
         found = next((i for i in sorted({i for i, _ in lessons.held_out}) if all(lessons.calls(i).finite)), None)
         if alphas is None or found is None or student.architecture.prediction not in ("eps", "v"):
             return None
-        alphas = alphas.double().clamp(min=LEAST_ALPHA)
-        table, times = ((1 - alphas) / alphas).sqrt(), lessons.calls(found).timesteps.double()
-        low = times.floor().long().clamp(0, len(table) - 2)
-        sigmas = torch.lerp(table[low], table[low + 1], (times - low).clamp(0, 1)).float()
+        sigmas = NoiseTable(alphas).sigmas(lessons.calls(found).timesteps).float()
         return Drawing(lessons, found, torch.cat([sigmas, torch.zeros(1)]), student.architecture.prediction, guidance)
 
     def by(self, unet, progress: Progress) -> torch.Tensor:

@@ -22,9 +22,14 @@ _NAMES = ("latents", "text", "pooled", "empty_text", "empty_pooled", "time_ids")
 
 
 class ImageLessons:
-    """Encoded pictures in a folder, with Lessons' members. alphas: how much of a picture is left at each timestep."""
+    """Encoded pictures in a folder, with Lessons' members. alphas: how much of a picture is left at each timestep.
 
-    def __init__(self, folder: Path, pictures: Sequence[Picture], images: Sequence[Image]):
+    empty_every: one draw of so many has no caption; 0: none.
+    """
+
+    def __init__(self, folder: Path, pictures: Sequence[Picture], images: Sequence[Image | None],
+                 empty_every: int = EMPTY_EVERY):
+        self.empty_every = empty_every
         self.folder, self.pictures, self.images = folder, list(pictures), list(images)
         self._encoded: dict[int, dict[str, torch.Tensor]] = {}
         self.alphas, self.velocity = torch.zeros(0), False
@@ -40,6 +45,10 @@ class ImageLessons:
                                    f"--images mixes noise as SD and SDXL do: tune without it")
         self.alphas, self.velocity = scheduler.alphas_cumprod.float().cpu(), kind == "v_prediction"
 
+    def draws(self, picture: Picture) -> int:
+        """Of noise and level, of one picture."""
+        return HELD_OUT_DRAWS if picture.held_out else DRAWS
+
     def missing(self) -> list[Picture]:
         """Pictures that were not encoded yet."""
         return [picture for picture in self.pictures if self._load(picture.index) is None]
@@ -52,17 +61,20 @@ class ImageLessons:
         dtype = pipe.vae.dtype
         pipe.vae.float()                   # SDXL's gives NaN in float16
         for picture in todo:
-            image = self.images[picture.index]
-            progress.advance(1, image.name[:50])
-            self._save(picture.index, encoded(pipe, image))
+            progress.advance(1, picture.prompt[:50])
+            self._save(picture.index, self.encode(pipe, picture))
         pipe.vae.to(dtype)
         progress.finish()
+
+    def encode(self, pipe, picture: Picture) -> dict[str, torch.Tensor]:
+        """What is kept of one picture."""
+        return encoded(pipe, self.images[picture.index])
 
     def sort_out(self, name: str) -> None:
         """Fill train and held_out; UnsupportedError where the VAE gave nothing finite."""
         self.train, self.held_out, self.left_out = [], [], 0
         for picture in self.pictures:
-            draws = HELD_OUT_DRAWS if picture.held_out else DRAWS
+            draws = self.draws(picture)
             if all(bool(torch.isfinite(value).all()) for value in self._get(picture.index).values()):
                 (self.held_out if picture.held_out else self.train).extend((picture.index, i) for i in range(draws))
             else:
@@ -97,11 +109,12 @@ class ImageLessons:
         picture, kept = self.pictures[index], self._get(index)
         random = torch.Generator().manual_seed((picture.seed << 8) + draw)
         noise = torch.randn(kept["latents"].shape, generator=random)
-        draws = HELD_OUT_DRAWS if picture.held_out else DRAWS
+        draws = self.draws(picture)
         within = 0.5 if picture.held_out else float(torch.rand((), generator=random))
         place = ((draw + within) / draws + index * GOLDEN) % 1.0           # a draw an interval, shifted by picture
         time = torch.tensor(min(len(self.alphas) - 1, int(place * len(self.alphas))))
-        empty = "empty_" if not picture.held_out and draw % EMPTY_EVERY == EMPTY_EVERY - 1 else ""
+        every = self.empty_every
+        empty = "empty_" if every and not picture.held_out and draw % every == every - 1 else ""
         fixed = {TEXT: kept[f"{empty}text"], f"{ADDED}text_embeds": kept[f"{empty}pooled"],
                  f"{ADDED}time_ids": kept["time_ids"]}
         return *mixed(kept["latents"], noise, self.alphas[time], self.velocity), time, fixed

@@ -30,11 +30,12 @@ class Image:
     bucket: tuple[int, int]
 
 
-def read_folder(folder: str | Path, area: int, step: int, progress: Progress) -> tuple[list[Image], list[str]]:
+def read_folder(folder: str | Path, area: int, step: int, progress: Progress, least: int = 2,
+                caption: str | None = None) -> tuple[list[Image], list[str]]:
     """All pictures in a folder and those below it, by name -> and a sentence about files that were left out.
 
-    area: pixels of a bucket, about; step: what its sides are multiples of. FormatError where fewer than two are left:
-    one of them judges.
+    area: pixels of a bucket, about; step: what its sides are multiples of. least: FormatError where fewer are left (of
+    two, one judges). caption: of those without a text file beside them, None = their names.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -48,26 +49,26 @@ def read_folder(folder: str | Path, area: int, step: int, progress: Progress) ->
         try:
             height, width = pixels(path).shape[:2]
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            found.append(Image(path, name, caption_of(path), digest, (height, width),
+            found.append(Image(path, name, caption_of(path, caption), digest, (height, width),
                                bucket(height, width, area, step)))
         except FormatError:
             bad.append(name)
         progress.advance(1, name)
     progress.finish()
-    if len(found) < 2:
+    if len(found) < least:
         raise FormatError(f"'{folder.name}' holds {len(found)} pictures that can be read, and --images needs at least "
-                          f"two: {', '.join(SUFFIXES)}")
+                          f"{'two' if least == 2 else 'one'}: {', '.join(SUFFIXES)}")
     return found, [_left_out(bad)] if bad else []
 
 
-def caption_of(path: Path) -> str:
-    """The text file beside a picture, in one line; where there is none, its name without _ and -."""
+def caption_of(path: Path, otherwise: str | None = None) -> str:
+    """The text file beside a picture, in one line; where there is none, `otherwise` or its name without _ and -."""
     beside = path.with_suffix(".txt")
     try:
         text = " ".join(beside.read_text(encoding="utf-8-sig", errors="replace").split()) if beside.is_file() else ""
     except OSError:
         text = ""
-    return text or " ".join(path.stem.replace("_", " ").replace("-", " ").split())
+    return text or otherwise or " ".join(path.stem.replace("_", " ").replace("-", " ").split())
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from ..calibration.settings import Settings
 
 LARGEST_COPIES = 6                         # of the largest layer in float32: weight, its gradient and what leads there
+RECORDING = "recording takes the teacher's pipeline beside the student"
 CHECKPOINT_FROM = 1 << 30                  # bytes of activations; below that nothing is computed twice
 
 
@@ -31,12 +32,12 @@ class Memory:
         """On the device."""
         return self.student + self.trained + self.activations + self.largest
 
-    def sentence(self) -> str:
-        """For people."""
+    def sentence(self, beside: str = RECORDING) -> str:
+        """For people. beside: what else takes memory, and when."""
         again = ", blocks computed again in the backward pass" if self.checkpoint else ""
         return (f"Learning takes at most {self.total / 1e9:.2f} GB: the student {self.student / 1e9:.2f}, gradients "
                 f"and moments {self.trained / 1e9:.2f}, activations {self.activations / 1e9:.2f}{again}, work on the "
-                f"largest layer {self.largest / 1e9:.2f}; recording takes the teacher's pipeline beside the student.")
+                f"largest layer {self.largest / 1e9:.2f}; {beside}.")
 
 
 def needed(config: Mapping, codes: int, dense: int, trained: int, largest: int, samples: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 
+from ..adapters.settings import Scaling
 from ..errors import PlanError
 from ..layout import MAX_RANK
 from .lessons import TRAJECTORIES
@@ -41,6 +42,7 @@ class Tuning:
     held_out_calls: int = 64               # at most, in each look
     seed: int = 0
     trained: Trained = field(default_factory=Trained)
+    scaling: Scaling | None = None         # of an adapter, which is trained instead of the file
 
     def check(self) -> None:
         """PlanError in one sentence for what cannot be done."""
@@ -55,6 +57,7 @@ class Tuning:
         if bool(self.flips) != self.trained.codes:
             raise PlanError("codes flip where a share of them is named: give flips and trained.codes together")
         self._check_reassignment()
+        self._check_scaling()
         if not 0 <= self.trained.rank <= MAX_RANK:
             raise PlanError(f"--rank must be 0 to {MAX_RANK}, got {self.trained.rank}")
         for name, value, known in (("--tables", self.trained.tables, TABLES), ("--loss", self.loss, LOSSES),
@@ -74,9 +77,19 @@ class Tuning:
             raise PlanError(f"--candidates are the entries nearest to the teacher's weights, so they need --reassign "
                             f"frozen, got '{trained.reassign}'")
 
+    def _check_scaling(self) -> None:
+        trained = self.trained
+        if self.scaling is None:
+            return
+        self.scaling.check()
+        if trained.rank or self.flips or trained.columns or trained.reassign != "none" or trained.tables != "shared":
+            raise PlanError("an adapter holds scales and nothing else: leave out --rank, --flips, --columns, --tables "
+                            "and --reassign, or train the file itself")
+
     def to_json(self) -> dict:
         """Everything but how long, for fingerprints."""
-        return {name: value for name, value in asdict(self).items() if name not in ("steps", "minutes")}
+        left_out = ("steps", "minutes", *(("scaling",) if self.scaling is None else ()))
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def gentler(error: float) -> float:

@@ -61,9 +61,9 @@ class CheckpointTeacher:
         """Its weights, to be closed: an opened reader that decompress.decode_tensor takes."""
         return open_reader(self._checkpoint.path)
 
-    def pipeline(self):
-        """Its diffusers pipeline, with VAE and text encoders."""
-        return self._models.pipeline(self._checkpoint)
+    def pipeline(self, **ready):
+        """Its diffusers pipeline, with VAE and text encoders. ready: parts that need not be loaded."""
+        return self._models.pipeline(self._checkpoint, **ready)
 
     def check(self, trajectory: str) -> None:
         """UnsupportedError where pictures cannot be drawn by whom `trajectory` (of lessons.TRAJECTORIES) says."""
