@@ -1,0 +1,88 @@
+// The bit-width panel in the quantize nodes. The plain widgets stay what is saved, linked and sent; the panel writes them.
+import { app } from "../../scripts/app.js";
+import { bitWidth } from "./bit_width.js";
+import { originOf, widgetOf, write } from "./graph.js";
+import { QUANTIZE } from "./server.js";
+
+const NAME = "vqpack_bits", TYPE = "VQPACK_BITS";
+const HEIGHT = 196; // px: presets, slider, five lines and a sentence at the least width
+const WIDTH = 360;
+const SWITCHED = "vqpack_switched"; // node property: 8 bits made the palette stand in for the trellis
+const WATCH = 500; // ms: the host has no event for a value that a subgraph's widget or an undo writes
+
+/** Add the panel to a new Quantize Checkpoint (VQ) or Quantize Model (VQ). */
+export function addPanel(node) {
+  if (typeof node.addDOMWidget !== "function" || !widgetOf(node, "bits")) return; // plain widgets do
+  const panel = bitWidth(targetOf(node));
+  const widget = node.addDOMWidget(NAME, TYPE, panel.element, {
+    serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT, getValue: () => "", setValue: () => {},
+  });
+  widget.serialize = false; // neither in the workflow nor in the prompt
+  let last = "";
+  const watch = setInterval(() => {
+    const now = JSON.stringify([targetOf(node).read(), targetOf(node).query()]);
+    if (now !== last) panel.refresh();
+    last = now;
+  }, WATCH);
+  const removed = node.onRemoved;
+  node.onRemoved = function (...args) {
+    clearInterval(watch);
+    panel.close();
+    return removed?.apply(this, args);
+  };
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
+}
+
+function targetOf(node) {
+  const value = (name) => widgetOf(node, name)?.value;
+  return {
+    read: () => ({
+      bits: Number(value("bits")), method: value("method"), encoders: value("text_encoder_bits"),
+      switched: value("method") === "palette" && node.properties?.[SWITCHED] === true, locked: lockedBy(node),
+    }),
+    write: (chosen) => writeAll(node, chosen),
+    query: () => queryOf(node, value),
+  };
+}
+
+function writeAll(node, { bits, method, encoders, switched }) {
+  node.graph?.beforeChange?.(node);
+  write(node, "method", method);
+  write(node, "bits", bits);
+  if (encoders !== undefined) write(node, "text_encoder_bits", encoders);
+  if (switched) node.properties[SWITCHED] = true;
+  else delete node.properties[SWITCHED];
+  node.graph?.afterChange?.(node);
+  node.graph?.setDirtyCanvas?.(true, true);
+}
+
+/** Why the slider does nothing: the bits come from elsewhere. */
+function lockedBy(node) {
+  if (originOf(node, "bits")) return "The bits come by link.";
+  if (originOf(node, "plan_file")) return "A linked plan decides the bits; it is not known before it has run.";
+  return chosen(widgetOf(node, "plan")?.value) ? "The plan decides the bits." : "";
+}
+
+const chosen = (name) => (name && name !== "(none)" ? name : undefined);
+
+function queryOf(node, value) {
+  const here = node.comfyClass === QUANTIZE || node.type === QUANTIZE;
+  const checkpoint = here ? value("checkpoint") : checkpointBefore(node);
+  if (!checkpoint) return here ? "Choose a checkpoint." : "Connect a checkpoint loader to see what this costs.";
+  const query = { checkpoint, bits: value("bits"), method: value("method"), text_encoder_bits: value("text_encoder_bits") };
+  for (const name of ["calibration", "plan"]) if (chosen(value(name))) query[name] = value(name);
+  if (!here) query.parts = ["unet", originOf(node, "clip") && "te", originOf(node, "vae") && "vae"].filter(Boolean).join(",");
+  return query;
+}
+
+/** The file name in the loader that a node's MODEL comes from, through LoRA and other patches. */
+function checkpointBefore(node) {
+  const seen = new Set();
+  for (let at = originOf(node, "model"); at && !seen.has(at); at = originOf(at, "model")) {
+    seen.add(at);
+    const file = ["ckpt_name", "unet_name"].map((name) => widgetOf(at, name)?.value).find(Boolean);
+    if (file) return file;
+  }
+  return undefined;
+}
