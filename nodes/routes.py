@@ -7,14 +7,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from ..vq_core.errors import VQError
+from ..vq_core.file_names import safe_stem
 from . import files, host, kept_files
 from .quantize import METHODS, TEXT_ENCODER_BITS
 
 PREFIX = "/vqpack"
 _LONGEST = 1024                            # characters of one value; the host's own names are file names
+
+
+@dataclass(frozen=True)
+class Page:
+    """An HTML page; saved_as: a file name where the browser is to save it."""
+
+    text: str
+    saved_as: str = ""
+
+    def headers(self) -> dict[str, str]:
+        """Its own origin cannot be reached from it, even where it is opened outside our frame."""
+        saved = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(self.saved_as)}"} if self.saved_as else {}
+        return {"Content-Security-Policy": "sandbox allow-scripts", "X-Content-Type-Options": "nosniff",
+                "Cache-Control": "no-store", **saved}
 
 
 class NotListed(VQError):
@@ -27,8 +44,8 @@ def register() -> None:
     if running is None:
         return
     known = {getattr(route, "path", None) for route in running.routes}
-    for name, answer in (("estimate", estimate), ("speed", speed)):
-        if f"{PREFIX}/{name}" not in known:            # a second copy of the pack is installed
+    for name, answer in (("estimate", estimate), ("speed", speed), ("report", report), ("prompts", prompts)):
+        if f"{PREFIX}/{name}" not in known:            # else a second copy of the pack is installed
             running.routes.get(f"{PREFIX}/{name}")(_handler(answer))
 
 
@@ -65,6 +82,24 @@ def speed(query: Mapping[str, str]) -> dict:
     if known_speed(spec, device) is None and host.busy():
         return {"weights_per_second": None, "busy": True}
     return {"weights_per_second": speed_of(spec, device), "busy": False}
+
+
+def report(query: Mapping[str, str]) -> Page:
+    """The HTML report of a VQ file; query: file, download where it is to be saved."""
+    from ..vq_core.compare.file_page import file_page
+
+    name = listed(query.get("file"), files.vq_files())
+    if name is None or name == files.NONE_YET:
+        raise NotListed("expected the name of a VQ file, got none")
+    path = files.vq_path(name)
+    return Page("".join(file_page(path)), f"{safe_stem(path.stem)}-report.html" if query.get("download") else "")
+
+
+def prompts(_query: Mapping[str, str]) -> dict:
+    """The built-in lists of prompts: {"sets": [{name, prompts}]}."""
+    from ..vq_core.compare.prompt_sets import SETS
+
+    return {"sets": [{"name": name, "prompts": list(texts)} for name, texts in SETS.items()]}
 
 
 def source(query: Mapping[str, str]) -> Path:
@@ -120,8 +155,8 @@ def _number(text: str) -> float:
         raise NotListed(f"expected bits as a number, got '{text:.40}'") from None
 
 
-def _handler(answer: Callable[[Mapping[str, str]], dict]):
-    """A route's coroutine: JSON, or one sentence with status 404 (not listed) or 400."""
+def _handler(answer: Callable[[Mapping[str, str]], dict | Page]):
+    """A route's coroutine: JSON or a page, or one sentence with status 404 (not listed) or 400."""
     from aiohttp import web
 
     async def handle(request):
@@ -132,6 +167,8 @@ def _handler(answer: Callable[[Mapping[str, str]], dict]):
             return web.json_response({"error": str(error)}, status=404 if isinstance(error, NotListed) else 400)
         except OSError as error:
             return web.json_response({"error": f"cannot read it: {error.strerror or error}"}, status=400)
+        if isinstance(found, Page):
+            return web.Response(text=found.text, content_type="text/html", headers=found.headers())
         return web.json_response(found, headers={"Cache-Control": "no-store"})
 
     return handle

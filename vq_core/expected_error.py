@@ -1,8 +1,8 @@
 """What a weight is expected to lose at a rate, data-free: squared error over squared norm, measured elsewhere.
 
-From benchmarks/weight_error.py (ten of SDXL's layers, trained-like random weights) where it has the rate. Codes that hardly
-mind outliers (trellis, product) are filled up from benchmarks/gaussian.py, others are left out: palette 4 loses 0.023
-there and 0.0095 on a Gaussian. A checkpoint's own layers may differ; the finished file's report has the truth.
+From benchmarks/weight_error.py (ten of SDXL's layers, trained-like random weights) where it has the rate. Codes that
+hardly mind outliers (trellis, product) are filled up from benchmarks/gaussian.py, others are left out: palette 4 loses
+0.023 there and 0.0095 on a Gaussian. A checkpoint's own layers may differ; the finished file's report has the truth.
 """
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from .arch import layers as arch_layers
 from .bits import Stored
 from .calibration.file import Calibration
 from .calibration.recorded import Block
-from .coding_time import EFFORT, work
 from .coded_item import CodedItem, round_together
+from .coding_time import EFFORT, work
 from .container import Writer, output_name
 from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed

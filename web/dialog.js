@@ -47,10 +47,12 @@ export async function openDialog(origin, checkpoint) {
     start.disabled = true;
     const inputs = { checkpoint: source.field.value, bits: chosen.bits, method: chosen.method,
       text_encoder_bits: chosen.encoders, name: name.field.value };
-    const watch = watching(inputs, origin, () => dialog.close());
+    let left = false;
+    const watch = watching(inputs, origin, () => { left = true; dialog.close(); });
     work.replaceChildren(watch);
     close.textContent = "Hide";
-    dialog.addEventListener("close", () => watch.isConnected || corner(watch), { once: true });
+    dialog.addEventListener("close", () => left || corner(watch), { once: true });
+    panel.close();
   }
 }
 
@@ -76,8 +78,8 @@ function watching(inputs, origin, finished) {
 }
 
 function ready(file, origin, leave) {
-  const put = button(origin ? "Use it in the graph" : "Add Load Checkpoint (VQ)", async () => {
-    await addLoader(file, origin?.graph ? origin : undefined);
+  const put = button(origin ? "Use it in the graph" : "Add Load Checkpoint (VQ)", () => {
+    addLoader(file, origin?.graph ? origin : undefined);
     leave();
   }, { class: "vq-main" });
   return [put, button("Report", () => showReport(file)), button("Dismiss", leave)];

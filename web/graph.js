@@ -12,6 +12,17 @@ export function write(node, name, value) {
   widget.callback?.(value, app.canvas, node);
 }
 
+/** One step of the graph's history: what `act` changes is saved, undone and redone together. */
+export function asOneChange(act) {
+  app.canvas?.emitBeforeChange?.();
+  try {
+    return act();
+  } finally {
+    app.canvas?.emitAfterChange?.();
+    app.canvas?.setDirty?.(true, true);
+  }
+}
+
 /** The node an input comes from, undefined where it is not linked. */
 export function originOf(node, name) {
   const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
@@ -19,20 +30,18 @@ export function originOf(node, name) {
 }
 
 /** Put a Load Checkpoint (VQ) with this file into the graph, beside `origin`, whose links it takes; else in view. */
-export async function addLoader(file, origin) {
-  await app.refreshComboInNodes?.();
+export function addLoader(file, origin) {
   const node = window.LiteGraph.createNode("VQCheckpointLoader");
-  const graph = origin?.graph ?? app.graph;
-  if (!node) throw new Error("this ComfyUI does not know Load Checkpoint (VQ): restart it");
-  graph.beforeChange?.();
-  node.pos = origin ? [origin.pos[0], origin.pos[1] + origin.size[1] + 60] : middleOfView();
-  graph.add(node);
-  write(node, "file", file);
-  if (origin) takeLinks(origin, node);
-  graph.afterChange?.();
-  app.canvas?.selectNode?.(node);
-  graph.setDirtyCanvas?.(true, true);
-  return node;
+  if (!node) return say("This ComfyUI does not know Load Checkpoint (VQ): restart it.", "error");
+  return asOneChange(() => {
+    node.pos = origin ? [origin.pos[0] - node.size[0] - 60, origin.pos[1]] : middleOfView();
+    (origin?.graph ?? app.graph).add(node);
+    const values = widgetOf(node, "file")?.options?.values; // the file is newer than the page's list
+    if (Array.isArray(values) && !values.includes(file)) widgetOf(node, "file").options.values = [...values, file];
+    write(node, "file", file);
+    if (origin) takeLinks(origin, node);
+    app.canvas?.selectNode?.(node);
+  });
 }
 
 /** Outputs of the same type go where the old loader's went. */
@@ -41,9 +50,9 @@ function takeLinks(from, to) {
     const slot = to.outputs.findIndex((other) => other.type === output.type);
     const targets = (output.links ?? []).map((id) => from.graph.links.get?.(id) ?? from.graph.links[id]).filter(Boolean);
     if (slot < 0) return;
-    for (const { target_id, target_slot } of targets.map((link) => ({ ...link, target_id: link.target_id, target_slot: link.target_slot }))) {
-      const target = from.graph.getNodeById(target_id);
-      if (target) to.connect(slot, target, target_slot);
+    for (const link of targets) {
+      const target = from.graph.getNodeById(link.target_id);
+      if (target) to.connect(slot, target, link.target_slot);
     }
   });
 }

@@ -1,7 +1,6 @@
 // The bit-width panel in the quantize nodes. The plain widgets stay what is saved, linked and sent; the panel writes them.
-import { app } from "../../scripts/app.js";
 import { bitWidth } from "./bit_width.js";
-import { originOf, widgetOf, write } from "./graph.js";
+import { asOneChange, originOf, widgetOf, write } from "./graph.js";
 import { QUANTIZE } from "./server.js";
 
 const NAME = "vqpack_bits", TYPE = "VQPACK_BITS";
@@ -47,14 +46,13 @@ function targetOf(node) {
 }
 
 function writeAll(node, { bits, method, encoders, switched }) {
-  node.graph?.beforeChange?.(node);
-  write(node, "method", method);
-  write(node, "bits", bits);
-  if (encoders !== undefined) write(node, "text_encoder_bits", encoders);
-  if (switched) node.properties[SWITCHED] = true;
-  else delete node.properties[SWITCHED];
-  node.graph?.afterChange?.(node);
-  node.graph?.setDirtyCanvas?.(true, true);
+  asOneChange(() => {
+    write(node, "method", method);
+    write(node, "bits", bits);
+    if (encoders !== undefined) write(node, "text_encoder_bits", encoders);
+    if (switched) node.properties[SWITCHED] = true;
+    else delete node.properties[SWITCHED];
+  });
 }
 
 /** Why the slider does nothing: the bits come from elsewhere. */
