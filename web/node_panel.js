@@ -1,5 +1,6 @@
 // The bit-width panel in the quantize nodes. The plain widgets stay what is saved, linked and sent; the panel writes them.
 import { bitWidth } from "./bit_width.js";
+import { addElement } from "./dom_widget.js";
 import { asOneChange, originOf, widgetOf, write } from "./graph.js";
 import { QUANTIZE } from "./server.js";
 
@@ -7,30 +8,18 @@ const NAME = "vqpack_bits", TYPE = "VQPACK_BITS";
 const HEIGHT = 196; // px: presets, slider, five lines and a sentence at the least width
 const WIDTH = 360;
 const SWITCHED = "vqpack_switched"; // node property: 8 bits made the palette stand in for the trellis
-const WATCH = 500; // ms: the host has no event for a value that a subgraph's widget or an undo writes
 
 /** Add the panel to a new Quantize Checkpoint (VQ) or Quantize Model (VQ). */
 export function addPanel(node) {
-  if (typeof node.addDOMWidget !== "function" || !widgetOf(node, "bits")) return; // plain widgets do
-  const panel = bitWidth(targetOf(node));
-  const widget = node.addDOMWidget(NAME, TYPE, panel.element, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT, getValue: () => "", setValue: () => {},
-  });
-  widget.serialize = false; // neither in the workflow nor in the prompt
+  if (!widgetOf(node, "bits")) return;
+  const target = targetOf(node), panel = bitWidth(target);
   let last = "";
-  const watch = setInterval(() => {
-    const now = JSON.stringify([targetOf(node).read(), targetOf(node).query()]);
+  const watch = () => {
+    const now = JSON.stringify([target.read(), target.query()]);
     if (now !== last) panel.refresh();
     last = now;
-  }, WATCH);
-  const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
-    clearInterval(watch);
-    panel.close();
-    return removed?.apply(this, args);
   };
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
+  addElement(node, { name: NAME, type: TYPE, element: panel.element, height: HEIGHT, width: WIDTH, watch, close: panel.close });
 }
 
 function targetOf(node) {

@@ -4,6 +4,7 @@ import { openDialog } from "./dialog.js";
 import { loadStyle } from "./elements.js";
 import { widgetOf } from "./graph.js";
 import { addPanel } from "./node_panel.js";
+import { addPromptTools } from "./prompt_list.js";
 import { addReportButton } from "./report.js";
 import { QUANTIZE } from "./server.js";
 
@@ -15,6 +16,8 @@ const classOf = (node) => node?.comfyClass ?? node?.type;
 const ADDITIONS = {
   [QUANTIZE]: (node) => { addPanel(node); addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? ""); },
   VQQuantizeModel: (node) => { addPanel(node); addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? ""); },
+  VQCalibrate: addPromptTools,
+  VQTune: addPromptTools,
   VQReport: (node) => addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? fileIn(node)),
 };
 
