@@ -5,7 +5,8 @@ import * as server from "./server.js";
 
 const WAIT = 150; // ms of rest before the server is asked
 const MEASURE = 1000; // ms of rest before coding speed is measured, which takes seconds
-const ROWS = [["size", "File size"], ["memory", "Memory"], ["error", "Weight error"], ["time", "Time"], ["pictures", "Pictures"]];
+const ROWS = [["size", "File size"], ["memory", "Memory"], ["error", "Weight error"], ["time", "Time"],
+  ["pictures", "Pictures"]];
 
 /**
  * @param target {
@@ -46,10 +47,11 @@ export function bitWidth(target) {
     slider.disabled = Boolean(now.locked);
     slider.setAttribute("aria-valuetext", `${now.bits} bits`);
     shown.textContent = String(now.bits);
-    presets.forEach((element_, index) => {
+    presets.forEach((one, index) => {
       const { bits, encoders } = PRESETS[index];
-      element_.disabled = Boolean(now.locked);
-      element_.setAttribute("aria-pressed", String(now.bits === bits && now.encoders === encoders && now.method === "trellis"));
+      const chosen = now.bits === bits && now.encoders === encoders && now.method === "trellis";
+      one.disabled = Boolean(now.locked);
+      one.setAttribute("aria-pressed", String(chosen));
     });
     clearTimeout(waiting);
     clearTimeout(measuring);
@@ -82,7 +84,7 @@ export function bitWidth(target) {
     cells.size.textContent = `${bytes(found.file_bytes)} of ${bytes(found.source_bytes)}`;
     cells.size.title = `at most ${found.file_bytes} bytes; ${found.unet_bits.toFixed(2)} stored bits per UNet weight`;
     cells.memory.textContent = `${bytes(found.memory.peak)} sampling at 1024 px`;
-    cells.memory.title = "by formula: the UNet as stored, the largest weight decoded, activations in fp16; no text encoders, VAE, LoRA";
+    cells.memory.title = "by formula: the UNet as stored, its largest weight decoded, activations; fp16";
     cells.error.textContent = errorText(found);
     cells.time.textContent = found.seconds === null ? "not measured yet" : `${duration(found.seconds)} on this machine`;
     cells.pictures.textContent = found.compared

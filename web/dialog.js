@@ -11,10 +11,12 @@ export async function openDialog(origin, checkpoint) {
   const names = await server.options(server.QUANTIZE, "checkpoint");
   const chosen = { bits: 3, method: "trellis", encoders: "6", switched: false };
   const title = unique("title");
-  const source = labelled("Checkpoint", make("select", {}, ...names.map((name) => make("option", { value: name }, name))));
+  const source = labelled("Checkpoint", make("select", {}, ...names.map((one) => make("option", { value: one }, one))));
   const encoders = labelled("Text encoder bits", make("select", {}, ...["8", "6", "4", "16"].map((bits) =>
     make("option", { value: bits }, bits === "16" ? "as they are" : bits))));
-  const name = labelled("File name", make("input", { type: "text", placeholder: "the checkpoint's name and bits", spellcheck: "false" }));
+  const name = labelled("File name", make("input", {
+    type: "text", placeholder: "the checkpoint's name and bits", spellcheck: "false",
+  }));
   if (names.includes(checkpoint)) source.field.value = checkpoint;
   encoders.field.value = chosen.encoders;
   const panel = bitWidth({

@@ -4,7 +4,8 @@
 export function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (value !== undefined && value !== null && value !== false) element.setAttribute(key, value === true ? "" : value);
+    if (value === undefined || value === null || value === false) continue;
+    element.setAttribute(key, value === true ? "" : value);
   }
   element.append(...children.filter((child) => child !== undefined && child !== null));
   return element;
@@ -31,5 +32,6 @@ export function keepKeys(element) {
 /** The pack's style sheet, once. */
 export function loadStyle() {
   if (document.getElementById("vqpack-style")) return;
-  document.head.append(make("link", { id: "vqpack-style", rel: "stylesheet", href: new URL("style.css", import.meta.url).href }));
+  const { href } = new URL("style.css", import.meta.url);
+  document.head.append(make("link", { id: "vqpack-style", rel: "stylesheet", href }));
 }

@@ -46,12 +46,12 @@ export function addLoader(file, origin) {
 
 /** Outputs of the same type go where the old loader's went. */
 function takeLinks(from, to) {
+  const { graph } = from, linkOf = (id) => graph.links.get?.(id) ?? graph.links[id];
   from.outputs?.forEach((output) => {
     const slot = to.outputs.findIndex((other) => other.type === output.type);
-    const targets = (output.links ?? []).map((id) => from.graph.links.get?.(id) ?? from.graph.links[id]).filter(Boolean);
     if (slot < 0) return;
-    for (const link of targets) {
-      const target = from.graph.getNodeById(link.target_id);
+    for (const link of (output.links ?? []).map(linkOf).filter(Boolean)) {
+      const target = graph.getNodeById(link.target_id);
       if (target) to.connect(slot, target, link.target_slot);
     }
   });

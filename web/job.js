@@ -16,18 +16,24 @@ export function follow(inputs, tell) {
   const end = (news) => { listening.abort(); change(news); };
   const mine = (detail) => detail.prompt_id === id;
   // Events may overtake the answer that names the prompt: they wait for it.
-  const listen = (event, act) => server.on(event, (detail) => (id ? mine(detail) && act(detail) : early.push(() => mine(detail) && act(detail))), signal);
+  const listen = (event, act) => server.on(event, (detail) => {
+    const heed = () => mine(detail) && act(detail);
+    if (id) heed();
+    else early.push(heed);
+  }, signal);
 
   listen("execution_start", () => change({ state: "running", text: "starting" }));
   listen("progress", ({ value, max }) => change({ state: "running", share: max ? value / max : 0 }));
   listen("executed", ({ output }) => change({ file: output?.vq_file?.[0] ?? now.file }));
   listen("execution_success", () => end({ state: "done", share: 1, text: now.file }));
   listen("execution_interrupted", () => end({ state: "stopped", text: "stopped; nothing was left half-written" }));
-  listen("execution_error", ({ exception_message: text }) => end({ state: "failed", text: String(text ?? "it failed").trim() }));
+  listen("execution_error", ({ exception_message: said }) =>
+    end({ state: "failed", text: String(said ?? "it failed").trim() }));
   // Older servers do not say which prompt a text belongs to; the node's id does.
   server.on("progress_text", ({ nodeId, text }) => String(nodeId) === NODE && change({ text: plain(text) }), signal);
 
-  const started = server.queue({ [NODE]: { class_type: server.QUANTIZE, inputs } }, workflowOf(inputs)).then((found) => {
+  const prompt = { [NODE]: { class_type: server.QUANTIZE, inputs } };
+  const started = server.queue(prompt, workflowOf(inputs)).then((found) => {
     id = found;
     early.splice(0).forEach((act) => act());
     if (stopped) server.cancel(id, now.state === "running");
@@ -51,8 +57,11 @@ const plain = (text) => new DOMParser().parseFromString(String(text), "text/html
 function workflowOf(inputs) {
   const order = ["checkpoint", "bits", "method", "text_encoder_bits", "name", "calibration", "plan"];
   const values = order.map((name) => inputs[name] ?? "(none)");
-  const node = { id: 1, type: server.QUANTIZE, pos: [0, 0], size: [400, 560], flags: {}, order: 0, mode: 0, inputs: [],
+  const node = {
+    id: 1, type: server.QUANTIZE, pos: [0, 0], size: [400, 560], flags: {}, order: 0, mode: 0, inputs: [],
     outputs: [{ name: "file_name", type: "STRING", links: [] }], properties: { "Node name for S&R": server.QUANTIZE },
-    widgets_values: values };
-  return { version: 0.4, last_node_id: 1, last_link_id: 0, nodes: [node], links: [], groups: [], config: {}, extra: {} };
+    widgets_values: values,
+  };
+  return { version: 0.4, last_node_id: 1, last_link_id: 0, nodes: [node], links: [], groups: [], config: {},
+    extra: {} };
 }

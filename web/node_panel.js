@@ -1,4 +1,4 @@
-// The bit-width panel in the quantize nodes. The plain widgets stay what is saved, linked and sent; the panel writes them.
+// The bit-width panel in the quantize nodes. The plain widgets stay what is saved, linked and sent; it writes them.
 import { bitWidth } from "./bit_width.js";
 import { addElement } from "./dom_widget.js";
 import { asOneChange, originOf, widgetOf, write } from "./graph.js";
@@ -19,7 +19,7 @@ export function addPanel(node) {
     if (now !== last) panel.refresh();
     last = now;
   };
-  addElement(node, { name: NAME, type: TYPE, element: panel.element, height: HEIGHT, width: WIDTH, watch, close: panel.close });
+  addElement(node, { name: NAME, type: TYPE, height: HEIGHT, width: WIDTH, watch, ...panel });
 }
 
 function targetOf(node) {
@@ -57,9 +57,11 @@ function queryOf(node, value) {
   const here = node.comfyClass === QUANTIZE || node.type === QUANTIZE;
   const checkpoint = here ? value("checkpoint") : checkpointBefore(node);
   if (!checkpoint) return here ? "Choose a checkpoint." : "Connect a checkpoint loader to see what this costs.";
-  const query = { checkpoint, bits: value("bits"), method: value("method"), text_encoder_bits: value("text_encoder_bits") };
+  const query = { checkpoint };
+  for (const name of ["bits", "method", "text_encoder_bits"]) query[name] = value(name);
   for (const name of ["calibration", "plan"]) if (chosen(value(name))) query[name] = value(name);
-  if (!here) query.parts = ["unet", originOf(node, "clip") && "te", originOf(node, "vae") && "vae"].filter(Boolean).join(",");
+  const linked = (name) => originOf(node, name) !== undefined;
+  if (!here) query.parts = ["unet", linked("clip") && "te", linked("vae") && "vae"].filter(Boolean).join(",");
   return query;
 }
 

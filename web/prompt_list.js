@@ -40,9 +40,12 @@ export function addPromptTools(node) {
   let known = [];
   server.promptSets().then((found) => {
     known = found;
-    sets.append(...found.map(({ name, prompts: texts }, index) => make("option", { value: index }, `${name} (${texts.length})`)));
+    sets.append(...found.map((one, index) => make("option", { value: index }, `${one.name} (${one.prompts.length})`)));
   }).catch(() => sets.remove());
-  sets.addEventListener("change", () => { if (sets.value !== "") add(known[Number(sets.value)].prompts); sets.value = ""; });
+  sets.addEventListener("change", () => {
+    if (sets.value !== "") add(known[Number(sets.value)].prompts);
+    sets.value = "";
+  });
 
   const watch = () => {
     const lines = linesOf(prompts.value), repeats = lines.length - withoutRepeats(lines).length;
@@ -50,5 +53,7 @@ export function addPromptTools(node) {
     if (count.textContent !== text) count.textContent = text;
   };
   watch();
-  addElement(node, { name: "vqpack_prompts", type: "VQPACK_PROMPTS", element, height: 64, width: 380, watch, close: () => {} });
+  addElement(node, {
+    name: "vqpack_prompts", type: "VQPACK_PROMPTS", element, height: 76, width: 380, watch, close: () => {},
+  });
 }

@@ -17,7 +17,9 @@ export function columnOf(text, name) {
   const rows = rowsOf(text.replace(/^\uFEFF/, ""), separator).filter((row) => row.some((cell) => cell.trim()));
   const heading = (rows[0] ?? []).map((cell) => cell.trim().toLowerCase());
   const column = COLUMNS.map((title) => heading.indexOf(title)).find((index) => index >= 0);
-  if (column === undefined && rows.every((row) => row.length === 1)) return { prompts: rows.map((row) => oneLine(row[0])) };
+  if (column === undefined && rows.every((row) => row.length === 1)) {
+    return { prompts: rows.map((row) => oneLine(row[0])) };
+  }
   if (column === undefined) return { error: `${name} has no column named "prompt".` };
   return { prompts: rows.slice(1).map((row) => oneLine(row[column] ?? "")).filter(Boolean) };
 }
@@ -27,12 +29,14 @@ const oneLine = (cell) => cell.replace(/\s+/g, " ").trim();
 /** Rows of a table; quoted cells may hold separators, line ends and doubled quotes. */
 function rowsOf(text, separator) {
   const rows = [[]];
-  const cells = separator === "\t" ? /(?:"((?:[^"]|"")*)"|([^\t\r\n]*))(\t|\r\n|\n|\r|$)/y
-    : new RegExp(`(?:"((?:[^"]|"")*)"|([^${separator}\\r\\n]*))(${separator}|\\r\\n|\\n|\\r|$)`, "y");
+  const cells = new RegExp(`(?:"((?:[^"]|"")*)"|([^${separator}\\r\\n]*))(${separator}|\\r\\n|\\n|\\r|$)`, "y");
   for (let at = 0; at < text.length;) {
     cells.lastIndex = at;
     const found = cells.exec(text);
-    if (!found) { at = text.indexOf("\n", at) + 1 || text.length; continue; } // a stray quote: the rest of its line is lost
+    if (!found) { // a stray quote: the rest of its line is lost
+      at = text.indexOf("\n", at) + 1 || text.length;
+      continue;
+    }
     rows.at(-1).push(found[1] !== undefined ? found[1].replaceAll('""', '"') : found[2]);
     if (found[3] !== separator && found[3] !== "") rows.push([]);
     at = found[0] === "" ? text.length : cells.lastIndex;

@@ -10,14 +10,14 @@ export function showReport(file) {
     make("div", { class: "vq-buttons" }, make("h2", { id: title }, "Report"),
       make("a", { href: reportUrl(file, true), download: "", class: "vq-button" }, "Download"),
       button("Close", () => dialog.close(), { autofocus: true })),
-    make("iframe", { src: reportUrl(file), sandbox: "allow-scripts", title: "Report of the VQ file", referrerpolicy: "no-referrer" }));
+    make("iframe", { src: reportUrl(file), sandbox: "allow-scripts", title: "Report of the VQ file" }));
   keepKeys(dialog);
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
 }
 
-/** A button in a node that opens the report of the file it is about; fileOf(node, what it showed last) -> name or "". */
+/** A button in a node that opens a file's report; fileOf(node, what the node showed last) -> its name or "". */
 export function addReportButton(node, fileOf) {
   let shown;
   const executed = node.onExecuted;

@@ -34,7 +34,9 @@ export async function options(node, input) {
 export async function queue(prompt, workflow) {
   const answer = await api.queuePrompt(0, { output: prompt, workflow });
   const refused = Object.values(answer?.node_errors ?? {})[0]?.errors?.[0];
-  if (!answer?.prompt_id || refused) throw new Error(refused?.details || refused?.message || "the server refused the job");
+  if (!answer?.prompt_id || refused) {
+    throw new Error(refused?.details || refused?.message || "the server refused the job");
+  }
   return answer.prompt_id;
 }
 
