@@ -160,8 +160,10 @@ def _handler(answer: Callable[[Mapping[str, str]], dict | Page]):
     from aiohttp import web
 
     async def handle(request):
-        query = {name: value for name, value in request.query.items() if len(value) <= _LONGEST}
+        query = dict(request.query)
         try:
+            if any(len(value) > _LONGEST for value in query.values()):
+                raise NotListed(f"expected at most {_LONGEST} characters in one value")
             found = await asyncio.get_running_loop().run_in_executor(None, answer, query)
         except VQError as error:
             return web.json_response({"error": str(error)}, status=404 if isinstance(error, NotListed) else 400)

@@ -1,4 +1,4 @@
-"""The page's scripts and help pages, read as text: every node has its page, no script makes markup or leaves the host."""
+"""The page's scripts and help pages, read as text: every node has its page, no script makes markup."""
 from __future__ import annotations
 
 import ast

@@ -48,7 +48,8 @@ def make_page(name: str, info: dict, tensors: Sequence[StoredTensor]) -> Iterato
     yield page_start(f"Report of {name}")
     said = (f"{_shortened(info['architecture'])}, {size(info['file_bytes'])}; bits a weight: coded layers "
             f"{bits['coded']:.3f}, whole UNet {bits['unet']:.3f}, file {bits['file']:.3f}")
-    yield (f"<header><div><h1>{bdi(name)}</h1>{tag('p', said, 'soft')}{tag('p', plan_line(info['plan']), 'soft')}</div>"
+    plan = _shortened(plan_line(info["plan"]))
+    yield (f"<header><div><h1>{bdi(name)}</h1>{tag('p', said, 'soft')}{tag('p', plan, 'soft')}</div>"
            "<button id=\"theme\" type=\"button\">Dark / light</button></header>")
     yield from _comparison(info["comparison"])
     yield from _errors(info, tensors)
@@ -95,24 +96,24 @@ def _bars(found: list[tuple[StoredTensor, float]], worst: set[str]) -> str:
                      f'y="{y + 4:.1f}" text-anchor="end">{100 * share * largest:.2g} %</text>')
     for index, (tensor, error) in enumerate(found):
         bar = high * error / largest
-        kind = ' class="worst"' if tensor.key in worst else ""
+        kind, name = ' class="worst"' if tensor.key in worst else "", text(_shortened(short_name(tensor.key)))
         parts.append(f'<rect{kind} x="{LEFT + index * step:.2f}" y="{TOP + high - bar:.2f}" width="{0.85 * step:.2f}" '
-                     f'height="{bar:.2f}"><title>{text(short_name(tensor.key)[:_SAID])}: {error:.5f}</title></rect>')
+                     f'height="{bar:.2f}"><title>{name}: {error:.5f}</title></rect>')
     return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Weight error of every coded layer in network '
             f'order">{"".join(parts)}<text x="{LEFT}" y="{HEIGHT - 6}">every coded layer in network order; the '
             f'{WORST} worst stand out</text></svg>')
 
 
 def _layers(info: dict, tensors: Sequence[StoredTensor]) -> str:
-    errors, stored = errors_of(info), {layer["name"]: spec_name(layer["spec"]) for layer in info["layers"]}
+    errors, stored = errors_of(info), {layer["name"]: _shortened(spec_name(layer["spec"])) for layer in info["layers"]}
     titles = (("Layer", "text"), ("Part", "text"), ("Role", "text"), ("Weights", ""), ("stored", "text"), ("bits", ""),
               ("bytes", ""), ("error", ""))
     head = "".join(heading(title, column, kind) for column, (title, kind) in enumerate(titles))
     matrices = [t for t in tensors if len(t.shape) in (2, 4) and t.weights]
     rows = "".join(
-        f"<tr>{text_cell(short_name(t.key)[:_SAID], 'layer')}{text_cell(PARTS.get(t.component, t.component))}"
-        f"{text_cell(t.role)}{cell(' × '.join(map(str, t.shape)), t.weights)}{text_cell(stored.get(t.key, 'kept'))}"
-        f"{cell(number(t.bits, 2), t.bits)}{cell(f'{t.nbytes:,}', t.nbytes)}"
+        f"<tr>{text_cell(_shortened(short_name(t.key)), 'layer')}{text_cell(PARTS.get(t.component, t.component))}"
+        f"{text_cell(_shortened(t.role))}{cell(' × '.join(map(str, t.shape)), t.weights)}"
+        f"{text_cell(stored.get(t.key, 'kept'))}{cell(number(t.bits, 2), t.bits)}{cell(f'{t.nbytes:,}', t.nbytes)}"
         f"{cell(number(errors.get(t.key), 5), errors.get(t.key))}</tr>" for t in matrices)
     return ("<h2>Layers</h2><div class=\"tools\"><input id=\"filter\" type=\"search\" placeholder=\"Filter: attn2 "
             f"to_k\" aria-label=\"Filter layers\"><span class=\"soft small\">{len(matrices)} matrices; click a heading "
