@@ -93,3 +93,11 @@ def test_what_is_no_vq_file_is_refused(tmp_path):
     with pytest.raises(VQError):
         write_file_page(tmp_path / "x.safetensors", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_on_the_command_line(file, tmp_path, capsys):
+    from vqpack.vq_core.cli.main import main
+
+    assert main(["report", str(file), "-o", str(tmp_path / "p.html")]) == 0
+    assert capsys.readouterr().out.strip().endswith("p.html") and (tmp_path / "p.html").stat().st_size > 10_000
+    assert main(["report", str(tmp_path / "gone.safetensors")]) == 1
