@@ -64,7 +64,7 @@ export function bitWidth(target) {
     try {
       const found = await server.estimate(query);
       if (turn !== asked || closed) return;
-      show(found, query);
+      show(found);
       if (found.seconds === null) measuring = setTimeout(() => measure(query, turn), MEASURE);
     } catch (error) {
       if (turn === asked && !closed) blank(error.message);
@@ -79,7 +79,7 @@ export function bitWidth(target) {
     else ask();
   }
 
-  function show(found, query) {
+  function show(found) {
     const { locked } = target.read();
     cells.size.textContent = `${bytes(found.file_bytes)} of ${bytes(found.source_bytes)}`;
     cells.size.title = `at most ${found.file_bytes} bytes; ${found.unet_bits.toFixed(2)} stored bits per UNet weight`;
@@ -90,7 +90,7 @@ export function bitWidth(target) {
     cells.pictures.textContent = found.compared
       ? `measured: ${found.compared.file}, ${(found.compared.lines[0] ?? "").trim().replace(/\s+/g, " ")}`
       : "not measured on this checkpoint";
-    said.textContent = [locked, query.about].filter(Boolean).join(" ");
+    said.textContent = locked;
   }
 
   function blank(sentence) {

@@ -46,7 +46,7 @@ export async function openDialog(origin, checkpoint) {
 
   function run() {
     form.querySelectorAll("select, input, button").forEach((field) => { field.disabled = true; });
-    start.disabled = true;
+    start.hidden = true;
     const inputs = { checkpoint: source.field.value, bits: chosen.bits, method: chosen.method,
       text_encoder_bits: chosen.encoders, name: name.field.value };
     let left = false;

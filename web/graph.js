@@ -23,10 +23,13 @@ export function asOneChange(act) {
   }
 }
 
-/** The node an input comes from, undefined where it is not linked. */
+/** Whether an input is linked, be it to the rim of a subgraph. */
+export const isLinked = (node, name) => node.inputs?.find((input) => input.name === name)?.link != null;
+
+/** The node an input comes from, undefined where it is not linked or comes from outside a subgraph. */
 export function originOf(node, name) {
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  return slot >= 0 && node.inputs[slot].link != null ? node.getInputNode(slot) ?? undefined : undefined;
+  if (!isLinked(node, name)) return undefined;
+  return node.getInputNode(node.inputs.findIndex((input) => input.name === name)) ?? undefined;
 }
 
 /** Put a Load Checkpoint (VQ) with this file into the graph, beside `origin`, whose links it takes; else in view. */

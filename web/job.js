@@ -22,15 +22,20 @@ export function follow(inputs, tell) {
     else early.push(heed);
   }, signal);
 
-  listen("execution_start", () => change({ state: "running", text: "starting" }));
+  listen("execution_start", () => {
+    change({ state: "running", text: stopped ? "stopping" : "starting" });
+    if (stopped) server.cancel(id, true); // it began while it was taken out of the queue
+  });
   listen("progress", ({ value, max }) => change({ state: "running", share: max ? value / max : 0 }));
   listen("executed", ({ output }) => change({ file: output?.vq_file?.[0] ?? now.file }));
   listen("execution_success", () => end({ state: "done", share: 1, text: now.file }));
   listen("execution_interrupted", () => end({ state: "stopped", text: "stopped; nothing was left half-written" }));
   listen("execution_error", ({ exception_message: said }) =>
     end({ state: "failed", text: String(said ?? "it failed").trim() }));
-  // Older servers do not say which prompt a text belongs to; the node's id does.
-  server.on("progress_text", ({ nodeId, text }) => String(nodeId) === NODE && change({ text: plain(text) }), signal);
+  // Older servers do not say which prompt a text belongs to: the node's id does, and only one job runs.
+  server.on("progress_text", ({ nodeId, text, prompt_id: owner }) => {
+    if (String(nodeId) === NODE && now.state === "running" && (owner ?? id) === id) change({ text: plain(text) });
+  }, signal);
 
   const prompt = { [NODE]: { class_type: server.QUANTIZE, inputs } };
   const started = server.queue(prompt, workflowOf(inputs)).then((found) => {
@@ -44,7 +49,7 @@ export function follow(inputs, tell) {
     if (!id) return started;
     if (now.state === "waiting") {
       await server.cancel(id, false);
-      if (now.state === "waiting") end({ state: "stopped", text: "taken out of the queue" });
+      if (now.state === "waiting") change({ state: "stopped", text: "taken out of the queue" });
     } else await server.cancel(id, true);
   }
   return { cancel };

@@ -1,7 +1,7 @@
 // The bit-width panel in the quantize nodes. The plain widgets stay what is saved, linked and sent; it writes them.
 import { bitWidth } from "./bit_width.js";
 import { addElement } from "./dom_widget.js";
-import { asOneChange, originOf, widgetOf, write } from "./graph.js";
+import { asOneChange, isLinked, originOf, widgetOf, write } from "./graph.js";
 import { QUANTIZE } from "./server.js";
 
 const NAME = "vqpack_bits", TYPE = "VQPACK_BITS";
@@ -46,8 +46,8 @@ function writeAll(node, { bits, method, encoders, switched }) {
 
 /** Why the slider does nothing: the bits come from elsewhere. */
 function lockedBy(node) {
-  if (originOf(node, "bits")) return "The bits come by link.";
-  if (originOf(node, "plan_file")) return "A linked plan decides the bits; it is not known before it has run.";
+  if (isLinked(node, "bits")) return "The bits come by link.";
+  if (isLinked(node, "plan_file")) return "A linked plan decides the bits; it is not known before it has run.";
   return chosen(widgetOf(node, "plan")?.value) ? "The plan decides the bits." : "";
 }
 
@@ -60,8 +60,8 @@ function queryOf(node, value) {
   const query = { checkpoint };
   for (const name of ["bits", "method", "text_encoder_bits"]) query[name] = value(name);
   for (const name of ["calibration", "plan"]) if (chosen(value(name))) query[name] = value(name);
-  const linked = (name) => originOf(node, name) !== undefined;
-  if (!here) query.parts = ["unet", linked("clip") && "te", linked("vae") && "vae"].filter(Boolean).join(",");
+  const part = (name, input) => (isLinked(node, input) ? [name] : []);
+  if (!here) query.parts = ["unet", ...part("te", "clip"), ...part("vae", "vae")].join(",");
   return query;
 }
 
