@@ -14,7 +14,8 @@ URL, BASE, SHOTS, CHROMIUM = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), 
 HERE = Path(__file__).resolve().parent
 FOLDER = BASE / "models" / "vq_checkpoints"
 SLIDER = "input[type=range]"
-LOADER, QUANTIZER, LORA = 1, 7, 8
+LOGO = (30, 66)                            # where the main menu opens
+LOADER, QUANTIZER = 1, 7
 
 
 def to_a_picture(page: Page) -> dict:
@@ -55,9 +56,12 @@ def to_a_picture(page: Page) -> dict:
 
 
 def cancelled(page: Page) -> dict:
-    """From the menu command: start, hide, cancel in the corner; and a second time while the first waits."""
+    """From the main menu: start, hide, cancel in the corner."""
     page.page.keyboard.press("Escape")
-    page.page.evaluate("app.extensionManager.command.execute('vqpack.quantize')")      # the menu's item does this
+    page.page.mouse.click(*LOGO)
+    page.page.get_by_role("menuitem", name="Extensions").first.hover()
+    page.rest(700)
+    page.page.get_by_text("Quantize (VQ)…", exact=True).last.click()
     page.page.wait_for_selector(".vq-dialog[open]")
     page.page.locator(".vq-dialog select").first.select_option("tiny.safetensors")
     page.page.locator(f".vq-dialog {SLIDER}").focus()

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 RENDERERS = ("classic", "nodes2")
 START_SECONDS, STORY_SECONDS, STOP_SECONDS = 300, 900, 60
 CANCELLED = 2.0                            # seconds, the promise on the tiny checkpoint
-PAGE = 3.0                                 # seconds more for a page and a server on one busy core
+PAGE = 3.0                                 # seconds more for a page and a server on a busy machine
 
 
 @pytest.fixture(scope="module")
