@@ -5,11 +5,11 @@ from comfy_api.latest import ComfyExtension, io
 
 
 class VQExtension(ComfyExtension):
-    """The pack's nodes; asking for them registers the model folder."""
+    """The pack's nodes; asking for them registers the model folders and the page's routes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
-        from . import files, kept_files
+        from . import files, kept_files, routes
         from .bench import VQBenchmark
         from .calibrate import VQCalibrate
         from .compare import VQCompare
@@ -27,6 +27,7 @@ class VQExtension(ComfyExtension):
 
         files.register_folders()
         kept_files.register_folders()
+        routes.register()
         return [VQCheckpointLoader, VQDiffusionModelLoader, VQQuantizeCheckpoint, VQQuantizeModel, VQSaveCheckpoint,
                 VQDecompressCheckpoint, VQInspect, VQReport, VQCompare, VQCalibrate, VQPlan, VQTune, VQBenchmark,
                 VQScaleAdapter, VQPersonalize]

@@ -242,6 +242,17 @@ def missing(why: str) -> ExecutionBlocker:
     return ExecutionBlocker(why)
 
 
+def server():
+    """The host's running server, None where ComfyUI runs as a library."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def busy() -> bool:
+    """Whether the host works on a prompt or has one waiting."""
+    running = server()
+    return running is not None and running.prompt_queue.get_tasks_remaining() > 0
+
+
 def interrupted() -> bool:
     """Whether the user pressed stop; ComfyUI's flag stays up."""
     return comfy.model_management.processing_interrupted()
@@ -290,7 +301,6 @@ class NodeProgress:
 
     def say(self, text: str) -> None:
         """Show text in the node, which the browser takes for HTML; hosts without that service are left alone."""
-        server = getattr(sys.modules.get("server"), "PromptServer", None)      # absent where ComfyUI runs as a library
-        server = getattr(server, "instance", None)
-        if server is not None and self._node_id is not None and hasattr(server, "send_progress_text"):
-            server.send_progress_text(html.escape(text, quote=False), self._node_id)
+        running = server()
+        if running is not None and self._node_id is not None and hasattr(running, "send_progress_text"):
+            running.send_progress_text(html.escape(text, quote=False), self._node_id)

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from . import files, host, kept_files
 from .schema import make_schema
+from .shown import about_file
 
 METHODS = ("trellis", "additive", "product", "palette", "uniform")
 TEXT_ENCODER_BITS = ("6", "8", "4", "16")
@@ -108,4 +109,4 @@ class VQQuantizeCheckpoint(io.ComfyNode):
                     plan=kept_files.kept_path(plan, plan_file, "plan"))
         files.remember_result([*files.stamp(source), bits, method, text_encoder_bits, name,
                                *stamps(calibration, plan)], files.vq_path(made))
-        return io.NodeOutput(made)
+        return io.NodeOutput(made, ui=about_file(made))

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from . import files, host, kept_files
 from .quantize import calibrated_inputs, code, coding_inputs, file_name_output, stamps
 from .schema import make_schema
+from .shown import about_file
 
 
 class VQQuantizeModel(io.ComfyNode):
@@ -55,4 +56,4 @@ class VQQuantizeModel(io.ComfyNode):
                     kept_files.kept_path(plan, plan_file, "plan"))
         files.remember_result([cls.__name__, bits, method, text_encoder_bits, name, *stamps(calibration, plan)],
                               files.vq_path(made))
-        return io.NodeOutput(made)
+        return io.NodeOutput(made, ui=about_file(made))

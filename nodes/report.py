@@ -39,4 +39,5 @@ class VQReport(VQFileNode):
         with Reader(path) as reader:
             tensors = stored_tensors(reader)
         text = f"{path.name}\n{describe_report(info, tensors)}"
-        return picture_output(text, draw(path.name, info, tensors), host.NodeProgress(cls.hidden.unique_id))
+        return picture_output(text, draw(path.name, info, tensors), host.NodeProgress(cls.hidden.unique_id),
+                              file=files.name_of(path))

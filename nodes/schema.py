@@ -11,7 +11,11 @@ FULL, INT8, AS_FILED = "16 bits", "int8", "as the file says"
 ACTIVATIONS = (FULL, INT8, AS_FILED)                # append only
 
 
+FOUND_BY = ("quantize", "compress", "GGUF", "low VRAM", "small")    # every node of the pack, in the search
+
+
 def make_schema(**fields) -> io.Schema:
-    """io.Schema without the fields this ComfyUI does not know (search_aliases came with 0.11)."""
+    """io.Schema with FOUND_BY, without the fields this ComfyUI does not know (search_aliases came with 0.11)."""
     known = inspect.signature(io.Schema).parameters
+    fields["search_aliases"] = list(dict.fromkeys((*fields.get("search_aliases", ()), *FOUND_BY)))
     return io.Schema(**{name: value for name, value in fields.items() if name in known})

@@ -15,6 +15,7 @@ from .bits import Stored
 from .calibration.file import Calibration
 from .calibration.recorded import Block
 from .coded_item import CodedItem, round_together
+from .coding_time import EFFORT, work
 from .container import Writer, output_name
 from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed
@@ -27,12 +28,9 @@ from .progress import Progress
 from .quantize_result import LayerResult, QuantizeResult
 from .source import Source, open_source
 from .tables import table_by_id, table_bytes, table_key
-from .text_encoders import Item, stored_items
+from .text_encoders import Item, is_kept, stored_items
 from .version import __version__
 from .workers import Stoppable, as_done, worker_count
-
-# Time of one weight beside a trellis weight's at window 12 (1.4 M weights/s a core with numba, palette 10, copies 200).
-EFFORT = {"dense": 0.01, "palette": 0.14, "uniform": 0.1}
 
 
 def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trellis", plan: Plan | None = None,
@@ -70,7 +68,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     with source_path if isinstance(source_path, Source) else open_source(source_path) as source, \
             Calibration(calibration) if calibration else nullcontext() as calibrated:
         layers = arch_layers(source)
-        items = [item for item in stored_items(source, layers) if _kept(item, parts)]
+        items = [item for item in stored_items(source, layers) if is_kept(item, parts)]
         plan.check([item.layer for item in items])
         _check_rounding(plan, items, calibrated is not None, sequential is not None)
         if calibrated is not None:
@@ -111,11 +109,6 @@ def _check_rounding(plan: Plan, items: list[Item], calibrated: bool, sequential:
         if rounding in ("gptq", "adaround", "block") and not calibrated:
             raise PlanError(f"rounding '{rounding}' of '{item.layer.key}' needs to know the layer's inputs: give a "
                             f"file of `vqpack calibrate` with --calibration, or use rounding auto")
-
-
-def _kept(item: Item, parts) -> bool:
-    part = "te" if item.layer.component in ("te1", "te2") else item.layer.component
-    return part in parts or part not in PARTS
 
 
 def best_device() -> str:
@@ -241,7 +234,7 @@ class _Job:
         with closing(results):
             for item, coded in results:
                 yield item, coded
-                self.progress.advance(self._weight(item), item.layer.key)
+                self.progress.advance(work(item, self.plan), item.layer.key)
         self.progress.finish()
 
     def _collect(self, items: list[Item], writer: Writer) -> tuple[list[LayerResult], list[Stored]]:
@@ -262,15 +255,11 @@ class _Job:
 
     def _announce(self, todo: list[Item]) -> None:
         """Start the stage with a time measured here: how fast this machine codes with the plan's main spec."""
-        total = sum(self._weight(item) for item in todo)
+        total = sum(work(item, self.plan) for item in todo)
         speed = estimate_speed(self.plan.unet, self.device, worker_count(self.device),
                                self.progress) if total > 1 << 24 else None
         seconds = total / speed / EFFORT.get(self.plan.unet.kind, 1.0) if speed else None
         self.progress.start("coding", total, seconds=seconds)
-
-    def _weight(self, item: Item) -> float:
-        """Share of the work, in weights of the slowest codes: see EFFORT."""
-        return item.layer.numel * EFFORT.get(self.plan.spec_for(item.layer).kind, 1.0)
 
     def _code(self, item: Item, stoppable: Stoppable) -> CodedItem:
         """Code one tensor; runs in a worker."""

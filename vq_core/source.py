@@ -52,7 +52,8 @@ class Source:
 
     path, folder, name, stem: where it is and what it is called (file or folder name); bytes: size of its weight files;
     architecture: e.g. "sdxl"; prediction: "eps", "v", "edm" or "edm-v"; metadata: the header's texts; keymap: how its
-    own keys follow from the LDM keys shown here (empty for LDM checkpoints and folders).
+    own keys follow from the LDM keys shown here (empty for LDM checkpoints and folders); layers: all tensors in coding
+    order.
     """
 
     def __init__(self, contents: Contents):
@@ -66,7 +67,8 @@ class Source:
         shapes = {key: self.shape(key) for key in self.keys()}
         self.details = detect(shapes, self.name)
         self.architecture, self.prediction = self.details.name, self.details.prediction
-        self._components = {layer.key: layer.component for layer in self._checked_layers(shapes)}
+        self.layers = tuple(self._checked_layers(shapes))
+        self._components = {layer.key: layer.component for layer in self.layers}
 
     def _checked_layers(self, shapes: dict[str, tuple[int, ...]]):
         for layer in make_layers(shapes):

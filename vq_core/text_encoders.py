@@ -11,6 +11,7 @@ import torch
 
 from .arch import Layer, clip_names, coding_order, make_layer
 from .keymap import KeyMap, PrefixTable
+from .plan import PARTS
 
 # Where an OpenCLIP encoder can stand: embedders.1 in SDXL, embedders.0 in the refiner.
 OPENCLIP_PREFIXES = ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.")
@@ -42,12 +43,19 @@ class Item:
 
 def stored_items(source, layers: list[Layer]) -> list[Item]:
     """What is stored for `layers` (from arch.layers(source)), in coding order."""
-    items = []
-    names = {key: _hf_names(prefix, keys) for prefix, keys in _openclip_encoders(layers).items() for key in keys}
+    items, names = [], {}
+    for prefix, keys in _openclip_encoders(layers).items():
+        names.update(dict.fromkeys(keys, _hf_names(prefix, keys)))
     for layer in layers:
         table = names.get(layer.key)
         items += [Item(layer, layer.key)] if table is None else _converted(layer, table)
     return sorted(items, key=lambda item: coding_order(item.layer))
+
+
+def is_kept(item: Item, parts) -> bool:
+    """Whether a file with these of plan.PARTS stores it; what belongs to none of them always is."""
+    part = "te" if item.layer.component in ("te1", "te2") else item.layer.component
+    return part in parts or part not in PARTS
 
 
 def stored_keymap(source) -> KeyMap:

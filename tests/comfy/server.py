@@ -87,6 +87,10 @@ class Browser:
         async with self._session.get(self._url + path) as answer:
             return await answer.json()
 
+    async def status(self, path: str) -> int:
+        async with self._session.get(self._url + path) as answer:
+            return answer.status
+
     async def post(self, path: str, data: dict | None = None) -> dict:
         async with self._session.post(self._url + path, json=data or {}) as answer:
             text = await answer.text()
@@ -153,6 +157,9 @@ async def story(url: str) -> dict:
         found["tooltips"] = all(len(spec) > 1 and spec[1].get("tooltip") for name in found["nodes"]
                                 for group in ("required", "optional")
                                 for spec in info[name]["input"].get(group, {}).values())
+        found["aliases"] = {name: info[name].get("search_aliases", []) for name in found["nodes"]}
+        found["help"] = [name for name in found["nodes"] if await browser.status(f"/extensions/vq-pack/docs/{name}.md")
+                         != 200]
         found["empty_list"] = seen(info, "VQCheckpointLoader", "file")
         first = sampled(load("(no VQ file found)", ["make", 0]), make=quantize("palette", 3.0, "made"))
         found["first"] = await browser.run(first)

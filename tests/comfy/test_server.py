@@ -68,6 +68,12 @@ def test_nodes_are_there_with_their_frozen_inputs(found):
     assert found["tooltips"]
 
 
+def test_every_node_can_be_found_and_has_a_help_page(found):
+    for name, aliases in found["aliases"].items():
+        assert {"quantize", "compress", "GGUF", "low VRAM", "small"} <= set(aliases), name
+    assert found["help"] == []                          # those without
+
+
 def test_quantize_load_and_sample_in_one_prompt(found):
     assert found["first"]["end"] == "execution_success", found["first"]
     values = found["first"]["nodes"]["make"]

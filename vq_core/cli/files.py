@@ -1,4 +1,4 @@
-"""`vqpack inspect`, `decompress` and `verify`."""
+"""`vqpack inspect`, `report`, `decompress` and `verify`."""
 from __future__ import annotations
 
 import json
@@ -19,6 +19,16 @@ def run_inspect(args) -> int:
         print(json.dumps(info, indent=1, ensure_ascii=False))
     else:
         print(described(info) if adapter else describe(info))
+    return 0
+
+
+def run_report(args) -> int:
+    """Write the page of a file."""
+    from pathlib import Path
+
+    from ..compare.file_page import write_file_page
+
+    print(write_file_page(args.file, args.output or Path(args.file).with_suffix(".html")))
     return 0
 
 

@@ -14,7 +14,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vqpack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_quantize, _add_calibrate, _add_plan, _add_tune, _add_personalize, _add_merge, _add_inspect,
-                _add_decompress, _add_verify, _add_compare, _add_attach, _add_card, _add_demo, _add_doctor, _add_bench):
+                _add_report, _add_decompress, _add_verify, _add_compare, _add_attach, _add_card, _add_demo, _add_doctor,
+                _add_bench):
         add(commands)
     return parser
 
@@ -131,6 +132,15 @@ def _add_inspect(commands) -> None:
     p.add_argument("file")
     p.add_argument("--json", action="store_true", help="print JSON")
     p.set_defaults(run=run_inspect)
+
+
+def _add_report(commands) -> None:
+    from .files import run_report
+
+    p = commands.add_parser("report", help="what a file lost, as one HTML page")
+    p.add_argument("file")
+    p.add_argument("-o", "--output", metavar="PAGE", help="default: FILE with the ending .html")
+    p.set_defaults(run=run_report)
 
 
 def _add_decompress(commands) -> None:

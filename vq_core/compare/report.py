@@ -30,15 +30,23 @@ def write_report(path: Path, data: dict, picture: Callable[[str, int, int], torc
     write_text(path, _page(data, picture))
 
 
-def _page(data: dict, picture) -> Iterator[str]:
+def page_start(title: str) -> str:
+    """Up to <body>: style inside, and a policy under which nothing is loaded and only `page_end`'s script runs."""
     style, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    first = data["checkpoints"][0]
-    yield ("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
-           f"<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">"
-           "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"referrer\" "
-           f"content=\"no-referrer\">{tag('title', 'Comparison with ' + first['name'])}<style>{style}</style></head>\n"
-           "<body>")
+    return ("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
+            f"<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">"
+            "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"referrer\" "
+            f"content=\"no-referrer\">{tag('title', title)}<style>{style}</style></head>\n<body>")
+
+
+def page_end() -> str:
+    """The script and what closes the page."""
+    return f"<script>{(HERE / 'report.js').read_text(encoding='utf-8')}</script></body></html>\n"
+
+
+def _page(data: dict, picture) -> Iterator[str]:
+    yield page_start("Comparison with " + data["checkpoints"][0]["name"])
     yield from _head(data)
     yield "<h2>Summary</h2><div class=\"scroll\">" + summary_table(data) + "</div>"
     yield from _meanings(data)
@@ -47,7 +55,7 @@ def _page(data: dict, picture) -> Iterator[str]:
     yield from _pictures(data, picture)
     yield layer_table(data)
     yield from _foot(data)
-    yield f"<script>{script}</script></body></html>\n"
+    yield page_end()
 
 
 def _hash(text: str) -> str:

@@ -72,7 +72,7 @@ def _layer_row(name: str, rows: list[dict | None]) -> str:
     weights = 1
     for side in row["shape"]:
         weights *= side
-    cells = [text_cell(_short(name), "layer"), text_cell(PARTS.get(row["component"], row["component"])),
+    cells = [text_cell(short_name(name), "layer"), text_cell(PARTS.get(row["component"], row["component"])),
              text_cell(row["role"]), cell(" × ".join(map(str, row["shape"])), weights)]
     for index, own in enumerate(rows):
         if own is None:
@@ -85,7 +85,7 @@ def _layer_row(name: str, rows: list[dict | None]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
 
 

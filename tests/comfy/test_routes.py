@@ -1,0 +1,99 @@
+"""The pack's read-only routes in a real server: what they predict, and that no name leads out of the host's lists."""
+from __future__ import annotations
+
+import json
+import math
+import struct
+import sys
+
+import pytest
+
+from .conftest import ROOT, make_base, observed
+
+
+def write_holes(path):
+    """A checkpoint of SDXL's exact shapes and 6.94 GB, of which only the header is on the disk."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from make_checkpoint import read_shapes
+    finally:
+        sys.path.pop(0)
+    header, stop = {}, 0
+    for name, shape in sorted(read_shapes("base").items()):
+        kind, size = ("I64", 8) if name.endswith("position_ids") else ("F16", 2)
+        start, stop = stop, stop + math.prod(shape) * size
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + stop)
+
+
+@pytest.fixture(scope="module")
+def found(comfyui, files, tmp_path_factory):
+    base = make_base(tmp_path_factory.mktemp("routes"), checkpoints=files / "tiny.safetensors")
+    write_holes(base / "models" / "checkpoints" / "holes.safetensors")
+    return observed("server_routes.py", comfyui, base)
+
+
+def test_a_name_is_taken_if_and_only_if_it_is_listed(found):
+    assert found["fuzz"]["wrong"] == []
+    assert set(found["fuzz"]["sources"]) == {"tiny.safetensors", "holes.safetensors"}
+    assert found["fuzz"]["answered"] >= 3               # the good names were among them
+
+
+def test_routes_only_read(found):
+    assert set(found["methods"]) == {405} and found["untouched"]
+
+
+def test_nothing_is_written_through_a_link(found):
+    links = found["links"]
+    assert links["outside"] == "not yours" and links["end"] == "execution_success"
+    assert links["shown"]["vq_file"][0] in links["files"]
+
+
+def test_two_jobs_on_one_name_make_two_files(found):
+    assert found["links"]["both"] == ["execution_success"] * 2
+    assert {"same.safetensors", "same-2.safetensors"} <= set(found["links"]["files"])
+
+
+def test_the_size_is_the_files(found):
+    """At most, and at least all but 3 % of the report and some bytes: budget.REPORT_MARGIN."""
+    tiny = found["estimates"]["tiny"]
+    assert 0 <= tiny["file_bytes"] - found["size"] < 1000
+    assert tiny["measured"]["file"] == "made.safetensors" and 0.01 < tiny["measured"]["error"] < 0.1
+    assert tiny["compared"] is None
+
+
+def test_sdxl_is_predicted_from_its_header(found):
+    """README: 1.820 GB and 3.144 bits; the bar is 300 ms, here with room for a busy machine."""
+    sdxl = found["estimates"]["sdxl"]
+    assert sdxl["status"] == 200 and sdxl["source_bytes"] > 6.9e9
+    assert f"{sdxl['file_bytes'] / 1e9:.3f}" == "1.820" and sdxl["unet_bits"] == pytest.approx(3.144, abs=5e-4)
+    assert sdxl["took"] < 3 and found["estimates"]["sdxl_again"]["took"] < 1
+    assert sdxl["memory"]["peak"] == sum(sdxl["memory"][part] for part in ("weights", "scratch", "activations"))
+    assert found["estimates"]["sdxl_again"]["file_bytes"] < sdxl["file_bytes"]
+
+
+def test_time_is_told_once_the_speed_was_measured(found):
+    assert found["estimates"]["speed"]["weights_per_second"] > 1000
+    assert found["estimates"]["timed"]["seconds"] > 0
+
+
+@pytest.mark.parametrize(("case", "words"), [("odd_method", "zip"), ("odd_bits", "many"), ("none", "got none"),
+                                             ("no_such_rate", "trellis bits")])
+def test_what_cannot_be_predicted_is_said_in_a_sentence(found, case, words):
+    answer = found["estimates"][case]
+    assert answer["status"] in (400, 404) and words in answer["error"] and "\n" not in answer["error"]
+
+
+def test_a_checkpoint_that_was_deleted(found):
+    assert found["gone"] == 404
+
+
+def test_the_report_is_a_page_that_reaches_nothing(found):
+    report = found["estimates"]["report"]
+    headers = {name.lower(): value for name, value in report["headers"].items()}
+    assert headers["content-security-policy"] == "sandbox allow-scripts"
+    assert headers["content-disposition"] == "attachment; filename*=UTF-8''made-report.html"
+    assert "default-src 'none'" in report["text"] and "made.safetensors" in report["text"]

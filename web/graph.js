@@ -1,0 +1,71 @@
+// Small steps in the host's graph: widgets by name, what is linked, adding a node.
+import { app } from "../../scripts/app.js";
+
+/** A node's widget; nodes without any have no list in Nodes 2.0. */
+export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+/** Set a widget as a person would: value, then its callback. */
+export function write(node, name, value) {
+  const widget = widgetOf(node, name);
+  if (!widget || widget.value === value) return;
+  widget.value = value;
+  widget.callback?.(value, app.canvas, node);
+}
+
+/** One step of the graph's history: what `act` changes is saved, undone and redone together. */
+export function asOneChange(act) {
+  app.canvas?.emitBeforeChange?.();
+  try {
+    return act();
+  } finally {
+    app.canvas?.emitAfterChange?.();
+    app.canvas?.setDirty?.(true, true);
+  }
+}
+
+/** Whether an input is linked, be it to the rim of a subgraph. */
+export const isLinked = (node, name) => node.inputs?.find((input) => input.name === name)?.link != null;
+
+/** The node an input comes from, undefined where it is not linked or comes from outside a subgraph. */
+export function originOf(node, name) {
+  if (!isLinked(node, name)) return undefined;
+  return node.getInputNode(node.inputs.findIndex((input) => input.name === name)) ?? undefined;
+}
+
+/** Put a Load Checkpoint (VQ) with this file into the graph, beside `origin`, whose links it takes; else in view. */
+export function addLoader(file, origin) {
+  const node = window.LiteGraph.createNode("VQCheckpointLoader");
+  if (!node) return say("This ComfyUI does not know Load Checkpoint (VQ): restart it.", "error");
+  return asOneChange(() => {
+    node.pos = origin ? [origin.pos[0] - node.size[0] - 60, origin.pos[1]] : middleOfView();
+    (origin?.graph ?? app.graph).add(node);
+    const values = widgetOf(node, "file")?.options?.values; // the file is newer than the page's list
+    if (Array.isArray(values) && !values.includes(file)) widgetOf(node, "file").options.values = [...values, file];
+    write(node, "file", file);
+    if (origin) takeLinks(origin, node);
+    app.canvas?.selectNode?.(node);
+  });
+}
+
+/** Outputs of the same type go where the old loader's went. */
+function takeLinks(from, to) {
+  const { graph } = from, linkOf = (id) => graph.links.get?.(id) ?? graph.links[id];
+  from.outputs?.forEach((output) => {
+    const slot = to.outputs.findIndex((other) => other.type === output.type);
+    if (slot < 0) return;
+    for (const link of (output.links ?? []).map(linkOf).filter(Boolean)) {
+      const target = graph.getNodeById(link.target_id);
+      if (target) to.connect(slot, target, link.target_slot);
+    }
+  });
+}
+
+function middleOfView() {
+  const [x, y, width, height] = app.canvas?.visible_area ?? [0, 0, 800, 600];
+  return [x + width / 2 - 170, y + height / 2 - 80];
+}
+
+/** A passing note, where the host has a place for it. */
+export function say(text, severity = "info") {
+  app.extensionManager?.toast?.add?.({ severity, summary: "VQ", detail: text, life: 5000 });
+}

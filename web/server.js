@@ -1,0 +1,48 @@
+// Every call to the server goes through here: the pack's read-only routes, the queue, node definitions.
+import { api } from "../../scripts/api.js";
+
+export const QUANTIZE = "VQQuantizeCheckpoint";
+
+async function get(path, query = {}) {
+  const answer = await api.fetchApi(`${path}?${new URLSearchParams(query)}`, { cache: "no-store" });
+  const found = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(found.error ?? `the server answered ${answer.status}`);
+  return found;
+}
+
+/** What quantizing would give: nodes/routes.py, estimate. */
+export const estimate = (query) => get("/vqpack/estimate", query);
+
+/** Weights a second of this machine at a rate; takes a few seconds the first time. */
+export const speed = (query) => get("/vqpack/speed", query);
+
+/** Built-in lists of prompts: [{name, prompts}]. */
+export const promptSets = async () => (await get("/vqpack/prompts")).sets;
+
+/** Where a VQ file's report stands. */
+export const reportUrl = (file, download = false) =>
+  api.apiURL(`/vqpack/report?${new URLSearchParams({ file, ...(download ? { download: "1" } : {}) })}`);
+
+/** Options of a node's combo input, as the server has them now. */
+export async function options(node, input) {
+  const found = (await get(`/object_info/${node}`))[node]?.input ?? {};
+  const spec = found.required?.[input] ?? found.optional?.[input] ?? [[]];
+  return Array.isArray(spec[0]) ? spec[0] : spec[1]?.options ?? [];
+}
+
+/** Queue a prompt of its own -> its id. The graph on the page is not touched. */
+export async function queue(prompt, workflow) {
+  const answer = await api.queuePrompt(0, { output: prompt, workflow });
+  const refused = Object.values(answer?.node_errors ?? {})[0]?.errors?.[0];
+  if (!answer?.prompt_id || refused) {
+    throw new Error(refused?.details || refused?.message || "the server refused the job");
+  }
+  return answer.prompt_id;
+}
+
+/** Take a prompt out of the queue, or stop it where it runs. */
+export const cancel = (id, running) => (running ? api.interrupt(id) : api.deleteItem("queue", id));
+
+/** Listen until the signal: listener(detail) of the server's event. */
+export const on = (event, listener, signal) =>
+  api.addEventListener(event, ({ detail }) => listener(detail ?? {}), { signal });

@@ -1,0 +1,42 @@
+// What the pack adds to the page, all through the host's supported hooks; where one is missing, plain widgets do.
+import { app } from "../../scripts/app.js";
+import { openDialog } from "./dialog.js";
+import { loadStyle } from "./elements.js";
+import { widgetOf } from "./graph.js";
+import { addPanel } from "./node_panel.js";
+import { addPromptTools } from "./prompt_list.js";
+import { addReportButton } from "./report.js";
+import { QUANTIZE } from "./server.js";
+
+const LOADERS = { CheckpointLoaderSimple: "ckpt_name", CheckpointLoader: "ckpt_name", UNETLoader: "unet_name" };
+const COMMAND = "vqpack.quantize";
+const nothing = "(no VQ file found)";
+const classOf = (node) => node?.comfyClass ?? node?.type;
+
+const ADDITIONS = {
+  [QUANTIZE]: (node) => { addPanel(node); addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? ""); },
+  VQQuantizeModel: (node) => { addPanel(node); addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? ""); },
+  VQCalibrate: addPromptTools,
+  VQTune: addPromptTools,
+  VQReport: (node) => addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? fileIn(node)),
+};
+
+function fileIn(node) {
+  const file = widgetOf(node, "file")?.value;
+  return file === nothing ? "" : file;
+}
+
+app.registerExtension({
+  name: "vqpack",
+  commands: [{ id: COMMAND, label: "Quantize (VQ)…", icon: "pi pi-box", function: () => openDialog() }],
+  menuCommands: [{ path: ["Extensions"], commands: [COMMAND] }],
+  setup: loadStyle,
+  nodeCreated(node) {
+    ADDITIONS[classOf(node)]?.(node);
+  },
+  getNodeMenuItems(node) {
+    const widget = LOADERS[classOf(node)];
+    if (!widget) return [];
+    return [null, { content: "Quantize (VQ)…", callback: () => openDialog(node, widgetOf(node, widget)?.value) }];
+  },
+});
