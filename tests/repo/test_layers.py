@@ -30,7 +30,7 @@ HARMLESS_CALLS = {
     "dataclass", "dataclasses.dataclass", "field", "dataclasses.field", "namedtuple", "NamedTuple", "TypeVar",
     "frozenset", "set", "tuple", "list", "dict", "range", "len", "sorted", "min", "max", "zip", "enumerate", "sum",
     "int", "float", "bool", "str", "bytes", "bytearray", "property", "isinstance", "auto", "type", "getattr",
-    "re.compile", "struct.Struct", "Struct", "struct.calcsize", "math.sqrt", "math.log", "math.log2",
+    "re.compile", "re.escape", "struct.Struct", "Struct", "struct.calcsize", "math.sqrt", "math.log", "math.log2",
     "logging.getLogger", "itertools.count", "weakref.WeakValueDictionary",
     "threading.Event", "threading.Lock",
     "threading.RLock", "threading.local", "MappingProxyType", "functools.lru_cache", "lru_cache",
