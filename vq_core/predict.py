@@ -37,7 +37,7 @@ class Outline:
 class Prediction:
     """What a plan makes of a checkpoint. Bytes unless the name says otherwise."""
 
-    file_bytes: int                        # at most; at least all but 3 % of the report and 128
+    file_bytes: int                        # at most; at least all but 6 % of the report and 192
     source_bytes: int
     unet_bits: float                       # stored bits a weight, everything counted
     memory: SamplingMemory                 # of the UNet, fp16

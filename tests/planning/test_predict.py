@@ -21,6 +21,8 @@ from vqpack.vq_core.quantize import quantize
 from vqpack.vq_core.sampling_memory import sampling_memory
 from vqpack.vq_core.spec import make_spec
 
+ALIGNED = 64                               # bytes a header is padded to: a few more characters may cost one step
+
 
 @pytest.fixture(scope="module")
 def made(testbed, tmp_path_factory):
@@ -38,7 +40,8 @@ def test_the_file_has_the_size_that_was_told(testbed, made):
         told = predict(outline, plan, parts)
         with Reader(path) as reader:
             report = reader.entry(REPORT_KEY).nbytes
-        assert 0 <= told.file_bytes - path.stat().st_size <= MARGIN + 2 * REPORT_MARGIN * report
+        slack = MARGIN + ALIGNED + 2 * REPORT_MARGIN * report
+        assert 0 <= told.file_bytes - path.stat().st_size <= slack
         assert told.source_bytes == outline.source.bytes
 
 

@@ -84,7 +84,7 @@ def file_bytes(source: Source, items: list[Item], plan: Plan, settings: dict, la
     report = _report_bytes(rows, "calibration" in settings)
     entries.append((REPORT_KEY, "U8", (report,), report))
     opened = canvas_graph(item.layer.component for item in items)
-    header = _header_bytes(entries, {**_metadata(source, plan, _longest(settings), coded), **opened})
+    header = _header_bytes(entries, {**_metadata(source, plan, _longest(settings, specs), coded), **opened})
     return header + sum(size for *_, size in entries) + MARGIN
 
 
@@ -118,9 +118,9 @@ def _report_bytes(rows, calibrated: bool) -> int:
     return round((1 + REPORT_MARGIN) * pack_report({"layers": listed}).numel())
 
 
-def _longest(settings: dict) -> dict:
-    """With what quantize may add: block by block (as long as the calibration's entry), an effort of additive codes."""
-    later = {"effort": "fast"}
+def _longest(settings: dict, specs: set[Spec]) -> dict:
+    """With what quantize may add: block by block (as long as the calibration's entry), the effort of additive codes."""
+    later = {"effort": "fast"} if any(spec.kind == "additive" for spec in specs) else {}
     if "calibration" in settings:
         later["sequential"] = settings["calibration"]
     return {**later, **settings}
