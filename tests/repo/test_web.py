@@ -29,7 +29,7 @@ def node_ids() -> list[str]:
 
 def test_every_node_has_a_help_page_and_every_page_a_node():
     pages = {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}
-    assert len(node_ids()) == 13 and pages == set(node_ids())
+    assert len(node_ids()) == 15 and pages == set(node_ids())
 
 
 def test_help_pages_begin_with_the_nodes_name():
