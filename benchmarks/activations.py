@@ -45,7 +45,14 @@ from vqpack.vq_core.activations import (  # noqa: E402
     save_ranges,
 )
 from vqpack.vq_core.activations.learn import learn_steps  # noqa: E402
-from vqpack.vq_core.activations.specs import GroupSpec, ScoreSpec, StaticSpec, TokenSpec  # noqa: E402
+from vqpack.vq_core.activations.specs import (  # noqa: E402
+    TEXT_SPOTS,
+    GroupSpec,
+    KeepSpec,
+    ScoreSpec,
+    StaticSpec,
+    TokenSpec,
+)
 from vqpack.vq_core.activations.thesis import thesis_plan  # noqa: E402
 from vqpack.vq_core.calibration.calls import Calls, draw  # noqa: E402
 from vqpack.vq_core.calibration.settings import pictures, preset_settings  # noqa: E402
@@ -58,6 +65,15 @@ LESSONS = 12                               # pictures that step sizes are learne
 STATISTICS = {"latent_psnr": "median", "noise_snr": "median", "attributes": "mean"}
 PLANS = {"w3": partial(make_plan, 3, text_encoder_bits=16), "w4": partial(thesis_plan, "w4a8"),
          "w2": partial(thesis_plan, "w2a8"), "w1.5": partial(thesis_plan, "w1.5a8")}
+
+# What int8 keeps at 16 bits, one by one: LDM keys.
+SPOTS = {"embeddings": r"\.(time_embed|label_emb)\b", "time projections": r"\.emb_layers\b",
+         "first convolution": r"\.input_blocks\.0\.0\b", "last convolution": r"\.out\.2\b", "text": TEXT_SPOTS}
+
+
+def all_but(spot: str) -> tuple:
+    """Rules that keep the other SPOTS."""
+    return tuple((pattern, KeepSpec()) for name, pattern in SPOTS.items() if name != spot)
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,7 @@ def rows() -> list[Row]:
     found += [Row("w3 a8", "w3", int8), Row("w3 a6", "w3", int6), Row("w16 a8", "w16", int8),
               Row("w16 a6", "w16", int6), Row("w3 a8 everywhere", "w3", Activations(TokenSpec(8), rules=())),
               Row("w3 a6 unrotated", "w3", Activations(TokenSpec(6, rotated=False)))]
+    found += [Row(f"w3 a8, {spot} too", "w3", Activations(TokenSpec(8), rules=all_but(spot))) for spot in SPOTS]
     found += [Row(f"{weights} a8", weights, talsq8) for weights in ("w4", "w2", "w1.5")]
     inputs = {"a6 tensor": StaticSpec(6), "a6 tensor, 20 intervals": StaticSpec(6, 20), "a6 8 groups": GroupSpec(6),
               "a6 16 groups": GroupSpec(6, 16), "a6 8 groups, paper's axis": GroupSpec(6, axis="paper"),
@@ -90,7 +107,7 @@ def rows() -> list[Row]:
     return found + [Row(f"w16 {name}", "w16", make_activations(name)) for name in ("dgq6", "dgq6-paper", "qdiffusion8")]
 
 
-PAIRS = [("w3 a8", "w3 a16"), ("w3 a6", "w3 a16"), ("w3 a8 everywhere", "w3 a8"), ("w3 a6", "w3 a6 unrotated"),
+PAIRS = [("w3 a8", "w3 a16"), *((f"w3 a8, {spot} too", "w3 a8") for spot in SPOTS), ("w3 a6", "w3 a16"), ("w3 a8 everywhere", "w3 a8"), ("w3 a6", "w3 a6 unrotated"),
          *((f"{weights} a8", f"{weights} a16") for weights in ("w4", "w2", "w1.5")),
          *((f"w16 {ours}", "w16 a6 tensor") for ours in ("a6 8 groups", "a6 16 groups", "a6 8 groups, paper's axis")),
          *((f"w16 {ours}", "w16 a6 tensor, 20 intervals") for ours in ("a6 8 groups", "a6 16 groups")),
