@@ -107,7 +107,8 @@ def rows() -> list[Row]:
     return found + [Row(f"w16 {name}", "w16", make_activations(name)) for name in ("dgq6", "dgq6-paper", "qdiffusion8")]
 
 
-PAIRS = [("w3 a8", "w3 a16"), *((f"w3 a8, {spot} too", "w3 a8") for spot in SPOTS), ("w3 a6", "w3 a16"), ("w3 a8 everywhere", "w3 a8"), ("w3 a6", "w3 a6 unrotated"),
+PAIRS = [("w3 a8", "w3 a16"), *((f"w3 a8, {spot} too", "w3 a8") for spot in SPOTS),
+         ("w3 a6", "w3 a16"), ("w3 a8 everywhere", "w3 a8"), ("w3 a6", "w3 a6 unrotated"),
          *((f"{weights} a8", f"{weights} a16") for weights in ("w4", "w2", "w1.5")),
          *((f"w16 {ours}", "w16 a6 tensor") for ours in ("a6 8 groups", "a6 16 groups", "a6 8 groups, paper's axis")),
          *((f"w16 {ours}", "w16 a6 tensor, 20 intervals") for ours in ("a6 8 groups", "a6 16 groups")),
