@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from ..vq_core.errors import VQError
 from ..vq_core.file_names import safe_stem
@@ -17,6 +16,7 @@ from . import files, host, kept_files
 from .quantize import METHODS, TEXT_ENCODER_BITS
 
 PREFIX = "/vqpack"
+_PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~"      # in a header's file name
 _LONGEST = 1024                            # characters of one value; the host's own names are file names
 
 
@@ -29,7 +29,8 @@ class Page:
 
     def headers(self) -> dict[str, str]:
         """Its own origin cannot be reached from it, even where it is opened outside our frame."""
-        saved = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(self.saved_as)}"} if self.saved_as else {}
+        name = "".join(chr(b) if b in _PLAIN else f"%{b:02X}" for b in self.saved_as.encode("utf-8", "replace"))
+        saved = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"} if name else {}
         return {"Content-Security-Policy": "sandbox allow-scripts", "X-Content-Type-Options": "nosniff",
                 "Cache-Control": "no-store", **saved}
 

@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { openDialog } from "./dialog.js";
 import { loadStyle } from "./elements.js";
-import { widgetOf } from "./graph.js";
+import { say, widgetOf } from "./graph.js";
 import { addPanel } from "./node_panel.js";
 import { addPromptTools } from "./prompt_list.js";
 import { addReportButton } from "./report.js";
@@ -10,7 +10,7 @@ import { QUANTIZE } from "./server.js";
 
 const LOADERS = { CheckpointLoaderSimple: "ckpt_name", CheckpointLoader: "ckpt_name", UNETLoader: "unet_name" };
 const COMMAND = "vqpack.quantize";
-const nothing = "(no VQ file found)";
+const NOTHING = "(no VQ file found)";
 const classOf = (node) => node?.comfyClass ?? node?.type;
 
 const ADDITIONS = {
@@ -21,14 +21,16 @@ const ADDITIONS = {
   VQReport: (node) => addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? fileIn(node)),
 };
 
+const quantize = (node, checkpoint) => openDialog(node, checkpoint).catch((error) => say(error.message, "error"));
+
 function fileIn(node) {
   const file = widgetOf(node, "file")?.value;
-  return file === nothing ? "" : file;
+  return file === NOTHING ? "" : file;
 }
 
 app.registerExtension({
   name: "vqpack",
-  commands: [{ id: COMMAND, label: "Quantize (VQ)…", icon: "pi pi-box", function: () => openDialog() }],
+  commands: [{ id: COMMAND, label: "Quantize (VQ)…", icon: "pi pi-box", function: () => quantize() }],
   menuCommands: [{ path: ["Extensions"], commands: [COMMAND] }],
   setup: loadStyle,
   nodeCreated(node) {
@@ -37,6 +39,6 @@ app.registerExtension({
   getNodeMenuItems(node) {
     const widget = LOADERS[classOf(node)];
     if (!widget) return [];
-    return [null, { content: "Quantize (VQ)…", callback: () => openDialog(node, widgetOf(node, widget)?.value) }];
+    return [null, { content: "Quantize (VQ)…", callback: () => quantize(node, widgetOf(node, widget)?.value) }];
   },
 });

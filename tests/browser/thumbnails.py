@@ -16,8 +16,9 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
-WIDGETS = {"VQCheckpointLoader": "vq_checkpoints", "CheckpointLoaderSimple": "checkpoints",
-           "VQQuantizeCheckpoint": "checkpoints", "LoraLoader": "loras", "ControlNetLoader": "controlnet"}
+WIDGETS = {"VQCheckpointLoader": "vq_checkpoints", "VQPersonalize": "vq_checkpoints",
+           "CheckpointLoaderSimple": "checkpoints", "VQQuantizeCheckpoint": "checkpoints", "LoraLoader": "loras",
+           "ControlNetLoader": "controlnet"}
 SIZE, QUALITY = (640, 360), 82
 WINDOW = {"width": 3000, "height": 1700}              # so wide that the host draws text into nodes that are fitted in
 EDGES = """() => {

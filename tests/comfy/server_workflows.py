@@ -18,7 +18,8 @@ SMALL = {"CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT}, "EmptyLatentImage"
          "VQQuantizeCheckpoint": {"checkpoint": CHECKPOINT, "name": "quantized", "method": "palette"},
          "VQQuantizeModel": {"method": "palette"}, "VQCheckpointLoader": {"file": MADE}}
 # The first makes the file that the others load.
-ORDER = ("quantize", "load_and_sample", "lora_stack", "controlnet", "inpaint", "two_resident_models", "personalize")
+ORDER = ("quantize", "load_and_sample", "lora_stack", "controlnet", "inpaint", "two_resident_models",
+         "quantize_with_lora")
 
 
 def made_small(prompt: dict) -> dict:
@@ -40,6 +41,9 @@ async def story(url: str) -> dict:
             found["runs"][name] = {"end": done["end"], "message": done["message"], "pictures": [
                 image["filename"] for shown in done["shown"].values() for image in shown.get("images", ())
                 if image["type"] == "output"]}
+        personal = json.loads((EXAMPLES / "personalize.json").read_text(encoding="utf-8"))
+        found["personalize"] = {node["class_type"]: node["inputs"] for node in
+                                as_prompt(personal, await browser.get("/object_info")).values()}
         found["thumbnails"] = {path.stem: await browser.status(f"/api/workflow_templates/vq-pack/{path.stem}.jpg")
                                for path in EXAMPLES.glob("*.json")}
         found["files"], found["outputs"] = files(), files(BASE / "output")

@@ -45,7 +45,7 @@ def test_nodes_are_there_with_their_frozen_inputs(found):
                               "VQCalibrate": "Calibrate (VQ)", "VQPlan": "Plan (VQ)", "VQTune": "Tune (VQ)",
                               "VQBenchmark": "Benchmark (VQ)", "VQScaleAdapter": "VQ Scale Adapter",
                               "VQPersonalize": "Personalize (VQ)"}
-    loader = {"required": ["file", "memory_mode"], "optional": ["file_name", "keep_decoded"]}
+    loader = {"required": ["file", "memory_mode"], "optional": ["file_name", "keep_decoded", "activations"]}
     assert found["inputs"]["VQBenchmark"]["required"] == ["quick"]
     assert found["inputs"]["VQCheckpointLoader"] == found["inputs"]["VQDiffusionModelLoader"] == loader
     made = found["inputs"]["VQQuantizeCheckpoint"]

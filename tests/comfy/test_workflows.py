@@ -9,7 +9,8 @@ from . import unets
 from .conftest import ROOT, make_base, make_checkpoint, make_lora, observed, text_encoder_shapes
 
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
-ELSEWHERE = ("quantize_and_tune", "quantize_from_prompts")     # test_calibrate.py
+ELSEWHERE = ("quantize_and_tune", "quantize_from_prompts",     # test_calibrate.py
+             "personalize")                                    # the node itself: test_personalize_node.py
 HINT = (3, 16, 16, 32, 32, 96, 96, 256, 320)                   # channels of a control net's hint block
 MOST_BYTES = 60_000                                            # of a thumbnail
 PACK = '''
@@ -73,7 +74,13 @@ def test_an_example_runs_to_a_picture(found, name):
 
 
 def test_what_was_asked_for_was_made(found):
-    assert found["files"] == ["personal.safetensors", "quantized.safetensors"]
+    assert found["files"] == ["quantized.safetensors", "with-lora.safetensors"]
+
+
+def test_the_example_that_learns_fits_its_nodes(found):
+    learns, adapter = found["personalize"]["VQPersonalize"], found["personalize"]["VQScaleAdapter"]
+    assert learns["steps"] == 400 and learns["cfg"] == 5.0 and learns["finish"] is False
+    assert adapter["adapter_name"][1] == 0 and adapter["strength"] == 1.0
 
 
 def test_all_are_offered_with_a_thumbnail(found):
