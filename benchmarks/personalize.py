@@ -53,8 +53,8 @@ PICTURES, STEPS, GUIDANCE, FIRST_NOISE = 8, 12, 3.0, 500
 DRAWN = {"size": (SIDE, SIDE), "device": "cpu", "guidance": GUIDANCE}
 BASES = {"uniform 4": {"kind": "uniform", "bits": 4}, "trellis 3": {"kind": "trellis", "bits": 3}}
 METRICS = ("subject", "recognized", "prompt")
-# Of personalize()'s learning rates. Other pictures of the first subject, 150 steps, two experts, 8 pictures drawn: subject
-# .576 at 3, .563 at 10.
+# Of personalize()'s learning rates. Other pictures of the first subject, 150 steps, two experts, 8 pictures drawn:
+# subject .576 at 3, .563 at 10.
 RATE = 3.0
 
 
