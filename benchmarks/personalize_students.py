@@ -20,7 +20,9 @@ from vqpack.vq_core.tuning.loop import Loop  # noqa: E402
 from vqpack.vq_core.tuning.settings import Tuning  # noqa: E402
 from vqpack.vq_core.tuning.student import Trainable  # noqa: E402
 
-RATE = 1e-4                                # of AdamW; chosen on other pictures of one subject, 150 steps
+# Of AdamW. Other pictures of the first subject, 150 steps, 8 pictures drawn: subject .450 at 3e-5, .461 at 1e-4, .358
+# at 3e-4.
+RATE = 1e-4
 
 
 class DenseStudent:

@@ -5,7 +5,6 @@ The reference is the host's own loader on the decompressed file whose weights we
 from __future__ import annotations
 
 import json
-import time
 
 import cases  # noqa: F401  (starts ComfyUI)
 
@@ -101,18 +100,25 @@ def case_all() -> dict:
             "trouble": trouble()}
 
 
-def one_expert(one: Adapter) -> dict:
+def case_short() -> dict:
+    """For an old host."""
+    files.register_folders()
+    kept_files.register_folders()
+    one, two = made("one.vqscales.safetensors", 1, 1), made("two", 2, 2)
+    return {"one": one_expert(one, ("compressed",)), "experts": two_experts(two)}
+
+
+def one_expert(one: Adapter, modes: tuple[str, ...] = ("compressed", "decoded", "kept", "unet")) -> dict:
     """Every memory mode, with and without LoRA."""
     name, plain, found = "one.vqscales.safetensors", sample(stock()), {}
     reference = sample(scaled_model((one, 0, 1.0)))
     inside = comfy.sd.load_lora_for_models(scaled_model((one, 0, 1.0)), None, scaled_lora(one, 0), 0.7, 0)[0]
     inside, outside = sample(inside), sample(with_lora(scaled_model((one, 0, 1.0)), 0.7))
     found["matters"], found["order_matters"] = apart(reference, plain), apart(inside, outside)
-    kept_model = ours()
-    kept.set_budget(kept_model, 1 << 30)
-    models = {"compressed": ours(), "decoded": ours(DECODED), "kept": kept_model,
-              "unet": loading.load_diffusion_model(UNET)}
-    for mode, model in models.items():
+    load = {"compressed": ours, "decoded": lambda: ours(DECODED), "kept": keeping,
+            "unet": lambda: loading.load_diffusion_model(UNET)}
+    for mode in modes:
+        model = load[mode]()
         with_scales = adapted(model, name)
         found[mode] = {"scaled": apart(sample(with_scales), reference),
                        "lora_before": apart(sample(adapted(with_lora(model, 0.7), name)), inside),
@@ -127,6 +133,13 @@ def one_expert(one: Adapter) -> dict:
     return found
 
 
+def keeping():
+    """The model with all its weights kept decoded."""
+    model = ours()
+    kept.set_budget(model, 1 << 30)
+    return model
+
+
 def two_experts(two: Adapter) -> dict:
     """Each sample of a batch gets its own; a boundary belongs to the noisier one."""
     model, low, high = adapted(ours(), "two.vqscales.safetensors"), scaled_model((two, 0, 1.0)), scaled_model(
@@ -139,8 +152,7 @@ def two_experts(two: Adapter) -> dict:
     wrong = [predicted(expert, [sigma], [row]) for row, (sigma, expert) in
              enumerate(zip(mixed, (low, high, low, high, high)))]
     return {"apart": max(apart(a[None], b[0][None]) for a, b in zip(together, single)),
-            "matters": min(apart(a[None], b[0][None]) for a, b in zip(together, wrong)),
-            "sampled": len({tuple(layer.shape) for layer in sample(model)})}
+            "matters": min(apart(a[None], b[0][None]) for a, b in zip(together, wrong))}
 
 
 def stacked(one: Adapter, two: Adapter) -> dict:
@@ -156,7 +168,7 @@ def stacked(one: Adapter, two: Adapter) -> dict:
 
 
 def host_side() -> dict:
-    """Nothing is loaded again, nothing is left, and what a step costs."""
+    """Nothing is loaded again, nothing is left."""
     model = ours()
     sample(model)
     weights = [layer.weight.data_ptr() if not hasattr(layer.weight, "_qdata") else layer.weight._qdata.data_ptr()
@@ -165,22 +177,10 @@ def host_side() -> dict:
     sample(with_scales)
     same = weights == [layer.weight._qdata.data_ptr() for _, layer in with_scales.coded_modules()]
     left = sum(getattr(layer, "scales", None) is not None for layer in model.model.modules())
-    seconds = {name: fastest(each) for name, each in (("plain", ours(DECODED)), ("scaled", adapted(
-        ours(DECODED), "one.vqscales.safetensors")))}
-    return {"same_weights": same, "left": left, "seconds": seconds, "size": [model.model_size(),
-                                                                            with_scales.model_size()],
+    return {"same_weights": same, "left": left, "size": [model.model_size(), with_scales.model_size()],
             "listed": kept_files.adapters(), "clone": bool(with_scales.clone().get_wrappers("apply_model", scales.KEY)),
             "schema": [[entry.id for entry in VQScaleAdapter.define_schema().inputs],
                        [entry.io_type for entry in VQScaleAdapter.define_schema().outputs]]}
-
-
-def fastest(model) -> float:
-    times = []
-    for _ in range(5):
-        started = time.process_time()
-        predicted(model, [3.0, 3.0])
-        times.append(time.process_time() - started)
-    return min(times)
 
 
 def trouble() -> dict:

@@ -16,7 +16,7 @@ import comfy.model_management  # isort: skip
 import comfy.sample  # isort: skip
 import folder_paths  # isort: skip
 import torch  # isort: skip
-from vqpack.nodes import files, host, kept_files, live, loading, tune  # isort: skip
+from vqpack.nodes import files, host, kept_files, learning, live, loading, tune  # isort: skip
 from vqpack.nodes.tune import VQTune  # isort: skip
 from vqpack.vq_core import pipeline  # isort: skip
 from vqpack.vq_core.configs import read_config  # isort: skip
@@ -224,10 +224,10 @@ def trouble() -> dict:
              "v": refused(tuned, name="x", teacher="v.safetensors"),
              "gone": refused(tuned, name="x", teacher="gone.safetensors"),
              "ordinary": refused(tuned, name="x", file="whole.safetensors")}
-    real = tune.importlib.util.find_spec
-    tune.importlib.util.find_spec = lambda name: None
+    real = learning.importlib.util.find_spec
+    learning.importlib.util.find_spec = lambda name: None
     found["no_diffusers"] = refused(tuned, name="x")
-    tune.importlib.util.find_spec = real
+    learning.importlib.util.find_spec = real
     found["left"] = sorted(path.name for path in (FILES / "base" / "models").rglob("x*"))
     return found | {"schema": [[i.id for i in VQTune.define_schema().inputs],
                                [o.io_type for o in VQTune.define_schema().outputs]]}

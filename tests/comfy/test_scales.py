@@ -14,40 +14,40 @@ def found(comfyui, inside):
 
 @pytest.fixture(scope="module")
 def old(old_comfyui, found, inside):
-    return inside(old_comfyui, "all", script="cases_scales.py")
-
-
-@pytest.fixture(params=["found", "old"])
-def seen(request):
-    """What a run found, on either host."""
-    return request.getfixturevalue(request.param)
+    return inside(old_comfyui, "short", script="cases_scales.py")
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_scales_are_exact_in_every_memory_mode(seen, mode):
-    assert seen["one"]["matters"] > EFFECT
-    assert seen["one"][mode]["scaled"] < TOLERANCE and seen["one"][mode]["without"] < TOLERANCE
-    assert seen["one"][mode]["same"]                       # strength 0, to the last bit
-    assert seen["one"]["half_loaded"] < TOLERANCE and seen["one"]["half_strength"] < TOLERANCE
+def test_scales_are_exact_in_every_memory_mode(found, mode):
+    assert found["one"]["matters"] > EFFECT
+    assert found["one"][mode]["scaled"] < TOLERANCE and found["one"][mode]["without"] < TOLERANCE
+    assert found["one"][mode]["same"]                       # strength 0, to the last bit
+    assert found["one"]["half_loaded"] < TOLERANCE and found["one"]["half_strength"] < TOLERANCE
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_lora_is_inside_the_scales_whichever_comes_first(seen, mode):
-    assert seen["one"]["order_matters"] > EFFECT
-    assert seen["one"][mode]["lora_before"] < TOLERANCE and seen["one"][mode]["lora_after"] < TOLERANCE
+def test_a_lora_is_inside_the_scales_whichever_comes_first(found, mode):
+    assert found["one"]["order_matters"] > EFFECT
+    assert found["one"][mode]["lora_before"] < TOLERANCE and found["one"][mode]["lora_after"] < TOLERANCE
 
 
-def test_every_sample_of_a_batch_has_its_own_expert(seen):
-    assert seen["experts"]["apart"] < TOLERANCE < EFFECT / 4 < seen["experts"]["matters"]
+def test_an_old_host_scales_too(old):
+    for what in ("scaled", "without", "lora_before", "lora_after"):
+        assert old["one"]["compressed"][what] < TOLERANCE, what
+    assert old["one"]["half_loaded"] < TOLERANCE and old["experts"]["apart"] < TOLERANCE < old["experts"]["matters"]
 
 
-def test_adapters_stack_in_any_order(seen):
-    assert max(seen["stacked"]["apart"]) < TOLERANCE and seen["stacked"]["wrappers"] == [1, 1]
-    assert seen["stacked"]["undone"] < TOLERANCE
+def test_every_sample_of_a_batch_has_its_own_expert(found):
+    assert found["experts"]["apart"] < TOLERANCE < EFFECT / 4 < found["experts"]["matters"]
 
 
-def test_nothing_is_loaded_again_or_left(seen):
-    host = seen["host"]
+def test_adapters_stack_in_any_order(found):
+    assert max(found["stacked"]["apart"]) < TOLERANCE and found["stacked"]["wrappers"] == [1, 1]
+    assert found["stacked"]["undone"] < TOLERANCE
+
+
+def test_nothing_is_loaded_again_or_left(found):
+    host = found["host"]
     assert host["same_weights"] and host["left"] == 0 and host["clone"] and host["size"][0] == host["size"][1]
     assert host["listed"][:1] == ["(none)"] and "two.vqscales.safetensors" in host["listed"]
 

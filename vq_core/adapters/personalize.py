@@ -26,7 +26,8 @@ from .settings import Scaling
 from .student import AdapterStudent
 from .subject import Prior, SubjectLessons, Subjects, read_subjects
 
-STEPS, BATCH, CHECKS, RATE = 400, 4, 10, 3.0
+STEPS, BATCH, CHECKS = 400, 4, 10
+RATE = 3.0                                 # times tuning's; benchmarks/personalize.py
 MOST_PREVIEWS = 4
 
 
