@@ -128,6 +128,17 @@ def in_a_node(page: Page) -> dict:
     return found
 
 
+def in_a_subgraph(page: Page) -> dict:
+    """The node put into a subgraph: what is sent stays the same."""
+    page.open_workflow(HERE / "saved_before.json")
+    before = page.prompt()[str(QUANTIZER)]["inputs"]
+    page.page.mouse.click(*page.title_of(QUANTIZER))
+    page.page.keyboard.press("Control+Shift+e")
+    page.rest(1500)
+    sent = page.prompt()
+    return {"before": before, "after": [node["inputs"] for node in sent.values()], "ids": list(sent)}
+
+
 def reloaded(page: Page) -> dict:
     """A workflow the page keeps by itself is there again after a reload, with the same values."""
     page.page.request.post(f"{URL}/api/settings", data={"Comfy.Workflow.Persist": True})
@@ -147,7 +158,7 @@ def story(playwright, vue: bool) -> dict:
     page = Page(playwright, URL, vue, SHOTS, CHROMIUM)
     try:
         found = {"vue": page.page.evaluate("LiteGraph.vueNodesMode === true")}
-        for step in (to_a_picture, cancelled, in_a_node, reloaded):
+        for step in (to_a_picture, cancelled, in_a_node, in_a_subgraph, reloaded):
             found[step.__name__] = step(page)
         return {**found, "log": page.log}
     except Exception:

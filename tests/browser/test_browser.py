@@ -125,5 +125,10 @@ def test_keyboard_presets_copy_and_undo(found):
     assert node["undone"] == 3 and node["shown"] == "3"                 # the paste, then the preset
 
 
+def test_values_survive_a_subgraph(found):
+    node = found["in_a_subgraph"]
+    assert node["after"] == [node["before"]] and ":" in node["ids"][0]
+
+
 def test_values_survive_a_reload(found):
     assert found["reloaded"]["before"]["bits"] == 6 and found["reloaded"]["after"] == found["reloaded"]["before"]
