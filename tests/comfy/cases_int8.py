@@ -113,6 +113,24 @@ def case_compiled() -> dict:
     return found
 
 
+def case_controlnet() -> dict:
+    """Control nets beside an int8 model: as emulated, without and with a LoRA."""
+    from cases_features import control_lora, controlled, controlnet
+    from cases_features import sample as draw
+
+    found, model, plain = {}, ours(), ours(FULL)
+    for name, make in {"controlnet": controlnet, "control_lora": control_lora}.items():
+        for own, exact in ((model, plain), (with_lora(model, LORA), with_lora(plain, LORA))):
+            def drawn(any_model, make=make):
+                return draw(any_model, controlled(make()))
+            with emulated():
+                want = drawn(own)
+            found[name + ("_and_lora" if own is not model else "")] = {
+                "apart": apart(drawn(own), want), "from_16_bits": apart(want, drawn(exact)),
+                "matters": apart(want, draw(own))}
+    return found
+
+
 def plain_product(module, x):
     return torch.nn.functional.linear(x, layout.plain(module.weight), module.bias)
 

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def found(comfyui, inside):
-    return inside(comfyui, "pictures+kept+compiled", script="cases_int8.py")
+    return inside(comfyui, "pictures+kept+compiled+controlnet", script="cases_int8.py")
 
 
 def test_pictures_are_the_emulated_ones(found):
@@ -42,6 +42,12 @@ def test_where_memory_is_short(found, state):
 def test_compiled_layers_multiply_in_int8(found, name):
     apart, called, rounds = found["compiled"][name]
     assert apart < 1e-5 and called and rounds
+
+
+@pytest.mark.parametrize("name", ["controlnet", "controlnet_and_lora", "control_lora", "control_lora_and_lora"])
+def test_control_nets(found, name):
+    row = found["controlnet"][name]
+    assert row["apart"] < row["from_16_bits"] < 0.1 and row["matters"] > 0.005
 
 
 def test_the_file_can_say_it(comfyui, inside):
