@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from .activations.int8 import Int8Product, chosen, linear_spec
+from .activations.specs import TokenSpec
 from .arch import UNET_PREFIX, Architecture, detect, unet_names, vae_names
 from .configs import read_config
 from .container import Reader
@@ -82,6 +84,8 @@ def _switches(loader: _Loader, pipeline: str) -> dict:
 
 class _Loader:
     """One open file and how its parts are wanted."""
+
+    rounded: Mapping[str, TokenSpec] = MappingProxyType({})        # key of a layer whose input is rounded -> how
 
     def __init__(self, path, dtype: torch.dtype | None, device, decode: str, configs, activations: str | None = None):
         if decode not in DECODE:
