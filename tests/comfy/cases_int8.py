@@ -6,7 +6,9 @@ with every int8 product replaced by its emulation (tests/activations holds that 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -114,20 +116,19 @@ def case_compiled() -> dict:
 
 
 def case_controlnet() -> dict:
-    """Control nets beside an int8 model: as emulated, without and with a LoRA."""
-    from cases_features import control_lora, controlled, controlnet
-    from cases_features import sample as draw
-
+    """A control net beside an int8 model: as emulated, without and with a LoRA."""
+    spec = importlib.util.spec_from_file_location("cases_features", Path(__file__).with_name("cases_features.py"))
+    features = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(features)      # by its path: sys.path[0] is ComfyUI's now
+    draw = features.sample
     found, model, plain = {}, ours(), ours(FULL)
-    for name, make in {"controlnet": controlnet, "control_lora": control_lora}.items():
-        for own, exact in ((model, plain), (with_lora(model, LORA), with_lora(plain, LORA))):
-            def drawn(any_model, make=make):
-                return draw(any_model, controlled(make()))
-            with emulated():
-                want = drawn(own)
-            found[name + ("_and_lora" if own is not model else "")] = {
-                "apart": apart(drawn(own), want), "from_16_bits": apart(want, drawn(exact)),
-                "matters": apart(want, draw(own))}
+    for name, own, exact in (("alone", model, plain), ("lora", with_lora(model, LORA), with_lora(plain, LORA))):
+        def drawn(any_model):
+            return draw(any_model, features.controlled(features.controlnet()))
+        with emulated():
+            want = drawn(own)
+        found[name] = {"apart": apart(drawn(own), want), "from_16_bits": apart(want, drawn(exact)),
+                       "matters": apart(want, draw(own))}
     return found
 
 

@@ -45,7 +45,8 @@ def test_the_graph_that_files_bring_fits_the_hosts_nodes(found):
     assert kinds == ["CLIPTextEncode", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "SaveImage", "VAEDecode",
                      "VQCheckpointLoader"]
     loader = next(node for node in found["canvas"].values() if node["class_type"] == "VQCheckpointLoader")
-    assert loader["inputs"] == {"file": "(choose the file)", "memory_mode": "compressed", "keep_decoded": 0}
+    assert loader["inputs"] == {"file": "(choose the file)", "memory_mode": "compressed", "keep_decoded": 0,
+                                "activations": "16 bits"}
 
 
 def test_it_adds_no_package(found):
