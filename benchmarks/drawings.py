@@ -99,12 +99,12 @@ def click() -> Iterable[str]:
     yield from row(40, 64, [
         ("checkpoint", ["mapped, read by layer"], BLUE), ("plan", ["spec of each layer"], GRAY),
         ("encoder", ["CPU or GPU"], GREEN), ("spool", ["a stop loses nothing"], GRAY),
-        ("one .safetensors", ["written, checked, renamed"], YELLOW)])
+        ("one .safetensors", ["written whole"], YELLOW)])
     yield arrow(808, 106, 808, 148)
     yield text(20, 142, "Load Checkpoint (VQ), then any sampler", 13, SOFT, "start")
     yield from row(150, 64, [
-        ("picture", ["as from any checkpoint"], BLUE), ("sampler, LoRA,", ["ControlNet: ComfyUI's own"], GRAY),
-        ("layer call", ["decode, multiply, forget"], GREEN), ("ComfyUI's memory", ["counts compressed bytes"], GRAY),
+        ("picture", ["as from any checkpoint"], BLUE), ("sampler, LoRA,", ["ControlNet: its own"], GRAY),
+        ("layer call", ["decode, multiply, forget"], GREEN), ("host's memory", ["counts coded bytes"], GRAY),
         ("VQ weights", ["blobs, as in the file"], YELLOW)], backward=True)
     yield text(450, 240, "Decoded weights live for one call in scratch memory that all layers share; 'keep decoded "
                "(MB)' lets some stay.", 12, SOFT)
@@ -125,8 +125,8 @@ def window() -> Iterable[str]:
         x, y, state = left + (end - 8) * size, 96 + 58 * step, bits[end - 8:end]
         yield f"<rect x='{x}' y='{y}' width='{8 * size}' height='30' rx='6' fill='{fill}' stroke='{SOFT}'/>"
         yield text(x + 4 * size, y + 20, f"state {state} = {int(state, 2)}", 14)
-        yield arrow(x + 8 * size + 4, y + 15, 640, y + 15)
-        yield text(652, y + 20, f"table[{int(state, 2)}]  →  weight {step + 1} of the column", 14, anchor="start")
+        yield arrow(x + 8 * size + 4, y + 15, 620, y + 15)
+        yield text(630, y + 20, f"table[{int(state, 2)}]  →  weight {step + 1} of a column", 14, anchor="start")
     yield text(20, 290, "Two neighboring weights share 5 of their 8 bits. A code of 3 bits alone could name 8 values; "
                "through the window each", 12, SOFT, "start")
     yield text(20, 307, "weight has 256 (4096 at the usual window of 12), and Viterbi's algorithm finds the stream "
