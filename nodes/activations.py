@@ -12,8 +12,8 @@ from .ops import VQOps
 _LOG = logging.getLogger(__name__)
 
 
-def set_inputs(patcher, settings: Activations | None) -> None:
-    """Make the coded Linear layers of a patcher's model follow settings; convolutions stay as they are."""
+def set_inputs(patcher, settings: Activations) -> None:
+    """Make the coded Linear layers of a freshly loaded model follow settings; convolutions stay as they are."""
     rounded, emulated = 0, collections.Counter()
     for key, module in patcher.coded_modules():
         if not isinstance(module, VQOps.Linear):

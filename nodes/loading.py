@@ -114,7 +114,9 @@ def _set_up(model, path, memory_mode: str, keep_bytes: int, activations: str, me
     if settings == FROM_FILE and metadata is None:
         with Reader(path) as reader:
             metadata = dict(reader.metadata)
-    set_inputs(model, chosen(settings, metadata or {}))
+    wanted = chosen(settings, metadata or {})
+    if wanted is not None:
+        set_inputs(model, wanted)
     kept.set_budget(model, kept.ALL if memory_mode == DECODED else keep_bytes)
 
 
