@@ -242,13 +242,18 @@ async def wait_until_up(browser: Browser) -> None:
             await asyncio.sleep(0.5)
 
 
-def main() -> None:
+def told(one_story) -> dict:
+    """What a story(url) found at a server of its own, which ends with it."""
     port = free_port()
     server = start(port)
     try:
-        found = asyncio.run(story(f"http://127.0.0.1:{port}"))
+        return asyncio.run(one_story(f"http://127.0.0.1:{port}"))
     finally:
         end(server)
+
+
+def main() -> None:
+    found = told(story)
     log = (BASE / "server.log").read_text(encoding="utf-8", errors="replace")
     found["import_failed"] = "Cannot import" in log or "IMPORT FAILED" in log
     print("FOUND " + json.dumps(found))

@@ -4,7 +4,6 @@ As server.py; PATH holds nothing, so no program can be started by name.
 """
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import json
 import os
@@ -41,12 +40,7 @@ def main() -> None:
     os.environ["PATH"] = str(empty)
     for name in ("CC", "CXX", "CUDA_HOME", "TRITON_CACHE_DIR"):
         os.environ.pop(name, None)
-    port = server.free_port()
-    process = server.start(port)
-    try:
-        found = asyncio.run(story(f"http://127.0.0.1:{port}"))
-    finally:
-        server.end(process)
+    found = server.told(story)
     log = (BASE / "server.log").read_text(encoding="utf-8", errors="replace")
     print("FOUND " + json.dumps({**found, "import_failed": "Cannot import" in log or "IMPORT FAILED" in log,
                                  "added": sorted(set(installed().items()) ^ set(before.items())),

@@ -1,7 +1,6 @@
 """Quantize Model and Save Checkpoint through a real server: usage server_saving.py HOST BASE, as server.py."""
 from __future__ import annotations
 
-import asyncio
 import json
 
 import aiohttp
@@ -45,15 +44,5 @@ async def story(url: str) -> dict:
     return found
 
 
-def main() -> None:
-    port = server.free_port()
-    process = server.start(port)
-    try:
-        found = asyncio.run(story(f"http://127.0.0.1:{port}"))
-    finally:
-        server.end(process)
-    print("FOUND " + json.dumps(found))
-
-
 if __name__ == "__main__":
-    main()
+    print("FOUND " + json.dumps(server.told(story)))

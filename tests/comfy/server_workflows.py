@@ -1,7 +1,6 @@
 """The example workflows in a real server, each run on a small checkpoint: usage server_workflows.py HOST BASE."""
 from __future__ import annotations
 
-import asyncio
 import json
 
 import aiohttp
@@ -50,15 +49,5 @@ async def story(url: str) -> dict:
     return found
 
 
-def main() -> None:
-    port = server.free_port()
-    process = server.start(port)
-    try:
-        found = asyncio.run(story(f"http://127.0.0.1:{port}"))
-    finally:
-        server.end(process)
-    print("FOUND " + json.dumps(found))
-
-
 if __name__ == "__main__":
-    main()
+    print("FOUND " + json.dumps(server.told(story)))
