@@ -253,6 +253,25 @@ def busy() -> bool:
     return running is not None and running.prompt_queue.get_tasks_remaining() > 0
 
 
+def place_of(prompt: str) -> tuple[str, dict]:
+    """Where a prompt is ("waiting", "running", "ended" or "unknown"), and its entry in the history once it has ended."""
+    running = server()
+    if running is None:
+        return "unknown", {}
+    now, later = running.prompt_queue.get_current_queue_volatile()
+    for place, items in (("running", now), ("waiting", later)):
+        if any(item[1] == prompt for item in items):
+            return place, {}
+    entry = running.prompt_queue.get_history(prompt_id=prompt).get(prompt)
+    return ("unknown", {}) if entry is None else ("ended", entry)
+
+
+def running_prompt() -> str:
+    """Id of the prompt the host works on, "" where it has none."""
+    now = () if server() is None else server().prompt_queue.get_current_queue_volatile()[0]
+    return next((item[1] for item in now), "")
+
+
 def interrupted() -> bool:
     """Whether the user pressed stop; ComfyUI's flag stays up."""
     return comfy.model_management.processing_interrupted()
@@ -277,6 +296,7 @@ class NodeProgress:
     """Progress of one node in the browser: a bar in thousandths, and one line of text where the host shows it."""
 
     STEPS = 1000
+    latest: NodeProgress | None = None     # of the node that began last; one prompt runs at a time
     # Where each stage begins and ends on the one bar: its share of the time at 3 bits on a CPU, which is nearly all
     # coding (16 minutes for SDXL, of which reading and writing take half a minute each). Other stages have all of it.
     SPANS = {"reading the source": (0.0, 0.03), "reading the model": (0.0, 0.03), "coding": (0.03, 0.97),
@@ -285,9 +305,17 @@ class NodeProgress:
     def __init__(self, node_id: str | None, spans: Mapping[str, tuple[float, float]] | None = None):
         self._bar, self._node_id, self._shown = comfy.utils.ProgressBar(self.STEPS), node_id, 0
         self._spans = self.SPANS if spans is None else spans
+        self.prompt, self.text, self.picture = running_prompt(), "", None
+        NodeProgress.latest = self
+
+    @property
+    def share(self) -> float:
+        """Of the bar, 0 to 1."""
+        return self._shown / self.STEPS
 
     def preview(self, picture) -> None:
         """Show a picture of `previewer` beside the bar."""
+        self.picture = picture[1]
         self._bar.update_absolute(self._shown, self.STEPS, picture)
 
     def __call__(self, stage: str, done: float, total: float, detail: str, seconds_left: float | None) -> None:
@@ -301,6 +329,6 @@ class NodeProgress:
 
     def say(self, text: str) -> None:
         """Show text in the node, which the browser takes for HTML; hosts without that service are left alone."""
-        running = server()
+        self.text, running = text, server()
         if running is not None and self._node_id is not None and hasattr(running, "send_progress_text"):
             running.send_progress_text(html.escape(text, quote=False), self._node_id)

@@ -52,13 +52,15 @@ def code(source, output, bits: float, method: str, text_encoder_bits: str, shown
     from ..vq_core.progress import Progress
     from ..vq_core.provenance import license_note_of
     from ..vq_core.quantize import quantize
+    from .coding_picture import showing
 
     chosen = load_plan(plan) if plan else None
     host.make_room(CODING_BYTES, host.compute_device())
     with host.as_interruption():
         result = quantize(source, output, bits=bits, method=method, text_encoder_bits=int(text_encoder_bits),
                           plan=chosen, calibration=calibration, device=str(host.compute_device()),
-                          graph=host.writes_metadata(), progress=Progress(shown, host.interrupted))
+                          graph=host.writes_metadata(), progress=Progress(shown, host.interrupted),
+                          show=showing(shown))
     size, rate = result.file_bytes / 1e9, result.bits["unet"]
     lines = (result.path.name, f"{size:.2f} GB, {rate:.2f} bits per UNet weight", str(result.fallbacks), note,
              license_note_of(result.path))

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..vq_core.errors import VQError
 from ..vq_core.file_names import safe_stem
 from . import files, host, kept_files
+from .jobs import job
 from .quantize import METHODS, TEXT_ENCODER_BITS
 
 PREFIX = "/vqpack"
@@ -45,7 +46,8 @@ def register() -> None:
     if running is None:
         return
     known = {getattr(route, "path", None) for route in running.routes}
-    for name, answer in (("estimate", estimate), ("speed", speed), ("report", report), ("prompts", prompts)):
+    for name, answer in (("estimate", estimate), ("speed", speed), ("report", report), ("prompts", prompts),
+                         ("job", job)):
         if f"{PREFIX}/{name}" not in known:            # else a second copy of the pack is installed
             running.routes.get(f"{PREFIX}/{name}")(_handler(answer))
 

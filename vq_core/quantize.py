@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from .container import Writer, output_name
 from .device_memory import Fallbacks, with_less_memory
 from .encode import encode_weight, estimate_speed
 from .errors import PlanError
+from .errors_so_far import ErrorsSoFar
 from .file_names import SUFFIX, glob_safe, safe_stem
 from .header import canvas_graph, common_metadata, dump, fingerprint, settle
 from .inspection import read_result
@@ -40,7 +41,8 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
              merging: str | None = None, max_codebook_bits: float | None = None,
              sequential: str | Path | Sequence[str] | None = None, configs: str | Path | None = None,
              effort: str | None = None, activations: str | None = None, tuned: str | None = None, graph: bool = True,
-             progress: Progress | None = None) -> QuantizeResult:
+             progress: Progress | None = None,
+             show: Callable[[dict[str, float | None]], None] | None = None) -> QuantizeResult:
     """Code a checkpoint (single file or diffusers folder) into one vqpack file.
 
     source_path: where it is, or an opened Source (source_model.py makes one of a model in memory); it is closed.
@@ -55,7 +57,8 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     effort: of additive codes' search, "fast", "normal" (None) or "best" (VQDM's).
     activations: preset (activations/specs.py) that the file's plan is to hold, None = what `plan` holds. tuned: a file
     that this run of tuning.run.tune() has tuned since counts as an earlier result, too. graph: whether a complete file
-    has header.canvas_graph. device: where the coding runs, None = a GPU if there is one. Same input and settings give
+    has header.canvas_graph. show: is called after each coded layer with the weight errors so far, of every layer to be
+    coded in network order, None where it is not coded yet. device: where the coding runs, None = a GPU if there is one. Same input and settings give
     the same bytes on the same kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
     started, progress = time.monotonic(), progress or Progress()
@@ -76,7 +79,7 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
                               and not layer.dense}, f"'{source.stem}'")
         if sequential is not None:
             blocks = _sequential(source_path, sequential, calibrated, device, configs, progress)
-        job = _Job(source, plan, sorted(set(parts)), seed, device, progress, calibrated, blocks, effort, graph)
+        job = _Job(source, plan, sorted(set(parts)), seed, device, progress, calibrated, blocks, effort, graph, show)
         folder, name = target_of(source, output)
         found = None if overwrite else job.find_existing(folder, name, tuned)
         return found or job.run(items, folder, name, overwrite, started)
@@ -136,8 +139,9 @@ class _Job:
 
     def __init__(self, source: Source, plan: Plan, parts: list[str], seed: int, device: str, progress: Progress,
                  calibration: Calibration | None = None, sequential=None, effort: str | None = None,
-                 graph: bool = True):
+                 graph: bool = True, show: Callable | None = None):
         self.calibration, self.sequential, self.graph = calibration, sequential, graph
+        self.errors = ErrorsSoFar(show)
         self.search = {"effort": effort} if effort not in (None, "normal") else {}
         self.source, self.plan, self.device, self.progress = source, plan, device, progress
         self.fallbacks = Fallbacks()
@@ -168,6 +172,7 @@ class _Job:
         """Code all items into the spool, then write the file -> QuantizeResult"""
         path = folder / (name or f"{safe_stem(self.source.stem)}-vq{SUFFIX}")
         writer = Writer(path, overwrite, self.fingerprint, self._expected_bytes(items))
+        self.errors.begin((item.layer.key for item in items if self.plan.spec_for(item.layer).kind != "dense"), writer)
         try:
             with closing(self._stages(items, writer, path)) as stages:
                 for stage in stages:
@@ -234,6 +239,7 @@ class _Job:
         with closing(results):
             for item, coded in results:
                 yield item, coded
+                self.errors.add(item.layer.key, coded)
                 self.progress.advance(work(item, self.plan), item.layer.key)
         self.progress.finish()
 

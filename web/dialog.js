@@ -1,10 +1,9 @@
 // "Quantize (VQ)…": choose bits, press one button, watch, put the result into the graph.
 import { bitWidth } from "./bit_width.js";
 import { button, keepKeys, make, unique } from "./elements.js";
-import { addLoader } from "./graph.js";
-import { follow } from "./job.js";
-import { showReport } from "./report.js";
+import { start as begin } from "./job.js";
 import * as server from "./server.js";
+import { toCorner, watching } from "./watch.js";
 
 /** Open it; origin: the loader node it was called from, whose links the result may take. */
 export async function openDialog(origin, checkpoint) {
@@ -44,53 +43,27 @@ export async function openDialog(origin, checkpoint) {
   dialog.showModal();
   (names.length ? start : close).focus();
 
-  function run() {
-    form.querySelectorAll("select, input, button").forEach((field) => { field.disabled = true; });
-    start.hidden = true;
+  async function run() {
+    start.disabled = true;
     const inputs = { checkpoint: source.field.value, bits: chosen.bits, method: chosen.method,
       text_encoder_bits: chosen.encoders, name: name.field.value };
-    let left = false;
-    const watch = watching(inputs, origin, () => { left = true; dialog.close(); });
+    let job, left = false;
+    try {
+      job = await begin(inputs);
+    } catch (error) { // e.g. the checkpoint was deleted meanwhile: the choice can be changed
+      work.replaceChildren(make("p", { class: "vq-refused", role: "alert" }, error.message));
+      start.disabled = false;
+      return;
+    }
+    form.querySelectorAll("select, input, button").forEach((field) => { field.disabled = true; });
+    start.hidden = true;
+    const watch = watching(job, origin, () => { left = true; dialog.close(); });
     work.replaceChildren(watch);
     close.textContent = "Hide";
-    dialog.addEventListener("close", () => left || corner(watch), { once: true });
     panel.close();
+    if (dialog.open) dialog.addEventListener("close", () => left || toCorner(watch), { once: true });
+    else toCorner(watch);
   }
-}
-
-/** The job's bar, text and buttons; in the dialog, and in the page's corner after it was hidden. */
-function watching(inputs, origin, finished) {
-  const bar = make("progress", { max: 1, value: 0, "aria-label": "Progress" });
-  const text = make("pre", { class: "vq-text", role: "status", "aria-live": "polite" });
-  const buttons = make("div", { class: "vq-buttons" });
-  const element = make("div", { class: "vqpack vq-job" }, make("strong", {}, inputs.checkpoint), bar, text, buttons);
-  const stop = button("Cancel", () => { stop.disabled = true; job.cancel(); });
-  buttons.append(stop);
-  const job = follow(inputs, ({ state, share, text: said, file }) => {
-    bar.value = share;
-    text.textContent = said;
-    element.dataset.state = state;
-    if (state === "waiting" || state === "running") return;
-    const leave = () => { element.remove(); finished(); };
-    buttons.replaceChildren(...(state === "done" && file ? ready(file, origin, leave) : [button("OK", leave)]));
-    if (state === "done") text.textContent = `${file} is ready`;
-    buttons.firstElementChild.focus();
-  });
-  return element;
-}
-
-function ready(file, origin, leave) {
-  const put = button(origin ? "Use it in the graph" : "Add Load Checkpoint (VQ)", () => {
-    addLoader(file, origin?.graph ? origin : undefined);
-    leave();
-  }, { class: "vq-main" });
-  return [put, button("Report", () => showReport(file)), button("Dismiss", leave)];
-}
-
-function corner(element) {
-  const place = document.getElementById("vqpack-corner") ?? make("div", { id: "vqpack-corner", class: "vqpack" });
-  document.body.append(place);
-  place.append(element);
 }
 
 function labelled(text, field) {

@@ -1,5 +1,8 @@
 // Small steps in the host's graph: widgets by name, what is linked, adding a node.
 import { app } from "../../scripts/app.js";
+import * as server from "./server.js";
+
+const BYPASSED = 4; // LiteGraph's mode of a node that lets its inputs through
 
 /** A node's widget; nodes without any have no list in Nodes 2.0. */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
@@ -45,6 +48,22 @@ export function addLoader(file, origin) {
     if (origin) takeLinks(origin, node);
     app.canvas?.selectNode?.(node);
   });
+}
+
+/** Open a workflow of its own that samples a VQ file: with a LoRA where there is any. */
+export async function openWith(file) {
+  const loras = await server.options("LoraLoader", "lora_name");
+  const workflow = await server.template(loras.length ? "lora_stack" : "load_and_sample");
+  let free = true; // one loader of a LoRA that is not there gets the first in the list, as a new node would
+  for (const node of workflow.nodes) {
+    const values = node.widgets_values;
+    if (node.type === "VQCheckpointLoader") values[0] = file;
+    if (node.type !== "LoraLoader" || loras.includes(values[0])) continue;
+    if (free) values[0] = loras[0];
+    else node.mode = BYPASSED;
+    free = false;
+  }
+  await app.loadGraphData(workflow, true, true, file.replace(/\.\w+$/, "").replace(/[\\/]/g, "-"));
 }
 
 /** Outputs of the same type go where the old loader's went. */

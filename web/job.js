@@ -1,62 +1,68 @@
-// One quantization in the host's queue: started, followed, cancelled. Knows nothing of the page.
+// Quantizations in the host's queue: started, followed, cancelled, and found again by a page that was closed meanwhile.
 import * as server from "./server.js";
 
-const NODE = "vqpack_quantize"; // id in a prompt of its own: no node of the graph has it
+const NODE = "vqpack_quantize"; // id in a prompt of its own: no node of the graph has it (nodes/jobs.py)
+const EVERY = 400; // ms between two questions
+const KEY = "vqpack.jobs"; // of this browser's storage: [{id, checkpoint}], what has not been dismissed
+const MOST = 20; // remembered
+const ENDED = ["done", "stopped", "failed", "unknown"];
 
-/**
- * follow(inputs, tell) -> {cancel}
- * inputs: of Quantize Checkpoint (VQ). tell({state, share, text, file}) at each change; state: "waiting", "running",
- * "done", "stopped" or "failed". The job goes on when the page is closed.
- */
-export function follow(inputs, tell) {
-  const listening = new AbortController(), { signal } = listening;
-  const now = { state: "waiting", share: 0, text: "waiting in the queue", file: "" };
-  let id = "", early = [], stopped = false;
-  const change = (news) => tell(Object.assign(now, news));
-  const end = (news) => { listening.abort(); change(news); };
-  const mine = (detail) => detail.prompt_id === id;
-  // Events may overtake the answer that names the prompt: they wait for it.
-  const listen = (event, act) => server.on(event, (detail) => {
-    const heed = () => mine(detail) && act(detail);
-    if (id) heed();
-    else early.push(heed);
-  }, signal);
-
-  listen("execution_start", () => {
-    change({ state: "running", text: stopped ? "stopping" : "starting" });
-    if (stopped) server.cancel(id, true); // it began while it was taken out of the queue
-  });
-  listen("progress", ({ value, max }) => change({ state: "running", share: max ? value / max : 0 }));
-  listen("executed", ({ output }) => change({ file: output?.vq_file?.[0] ?? now.file }));
-  listen("execution_success", () => end({ state: "done", share: 1, text: now.file }));
-  listen("execution_interrupted", () => end({ state: "stopped", text: "stopped; nothing was left half-written" }));
-  listen("execution_error", ({ exception_message: said }) =>
-    end({ state: "failed", text: String(said ?? "it failed").trim() }));
-  // Older servers do not say which prompt a text belongs to: the node's id does, and only one job runs.
-  server.on("progress_text", ({ nodeId, text, prompt_id: owner }) => {
-    if (String(nodeId) === NODE && now.state === "running" && (owner ?? id) === id) change({ text: plain(text) });
-  }, signal);
-
-  const prompt = { [NODE]: { class_type: server.QUANTIZE, inputs } };
-  const started = server.queue(prompt, workflowOf(inputs)).then((found) => {
-    id = found;
-    early.splice(0).forEach((act) => act());
-    if (stopped) server.cancel(id, now.state === "running");
-  }).catch((error) => end({ state: "failed", text: error.message }));
-
-  async function cancel() {
-    stopped = true;
-    if (!id) return started;
-    if (now.state === "waiting") {
-      await server.cancel(id, false);
-      if (now.state === "waiting") change({ state: "stopped", text: "taken out of the queue" });
-    } else await server.cancel(id, true);
-  }
-  return { cancel };
+/** Put one into the queue -> {id, checkpoint}; inputs: of Quantize Checkpoint (VQ). */
+export async function start(inputs) {
+  const id = await server.queue({ [NODE]: { class_type: server.QUANTIZE, inputs } }, workflowOf(inputs));
+  const job = { id, checkpoint: inputs.checkpoint };
+  write([...remembered(), job].slice(-MOST));
+  return job;
 }
 
-/** The node's text as the server sends it (escaped for HTML) -> text. */
-const plain = (text) => new DOMParser().parseFromString(String(text), "text/html").body.textContent;
+/** Jobs that this browser has started and nobody has dismissed, be they running or done. */
+export function remembered() {
+  try {
+    const found = JSON.parse(localStorage.getItem(KEY) ?? "[]");
+    return found.filter((job) => typeof job?.id === "string" && typeof job.checkpoint === "string");
+  } catch {
+    return []; // another program's, or no storage: nothing is remembered
+  }
+}
+
+/** Let one go. */
+export const forget = (id) => write(remembered().filter((job) => job.id !== id));
+
+function write(jobs) {
+  try {
+    localStorage.setItem(KEY, JSON.stringify(jobs));
+  } catch { /* no storage: a reloaded page does not find it again */ }
+}
+
+/**
+ * Ask how a job stands until it has ended; tell({state, share, text, file, picture}): nodes/jobs.py, job.
+ * -> {cancel}
+ */
+export function follow(id, tell) {
+  let stopping = false, state = "waiting";
+  async function ask() {
+    let found;
+    try {
+      found = await server.job(id);
+    } catch {
+      found = { state, text: "the server does not answer" }; // it goes on by itself
+    }
+    if (found.state === "unknown" && stopping) found = { ...found, state: "stopped", text: "taken out of the queue" };
+    if (found.state === "waiting") found.text ||= "waiting in the queue";
+    if (stopping && found.state === "waiting") server.cancel(id, false).catch(() => {});
+    if (stopping && found.state === "running" && state !== "running") server.cancel(id, true).catch(() => {});
+    state = found.state;
+    tell(found);
+    if (!ENDED.includes(state)) setTimeout(ask, EVERY);
+  }
+  ask();
+  return {
+    cancel() {
+      stopping = true;
+      return server.cancel(id, state === "running");
+    },
+  };
+}
 
 /** What the queue's history opens for such a job: the one node. */
 function workflowOf(inputs) {

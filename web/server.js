@@ -2,6 +2,8 @@
 import { api } from "../../scripts/api.js";
 
 export const QUANTIZE = "VQQuantizeCheckpoint";
+const LONGEST = 240; // characters of a refusal: the host lists every file it knows
+const PACK = new URL(".", import.meta.url).pathname.split("/").filter(Boolean).at(-1); // as its folder is called
 
 async function get(path, query = {}) {
   const answer = await api.fetchApi(`${path}?${new URLSearchParams(query)}`, { cache: "no-store" });
@@ -15,6 +17,12 @@ export const estimate = (query) => get("/vqpack/estimate", query);
 
 /** Weights a second of this machine at a rate; takes a few seconds the first time. */
 export const speed = (query) => get("/vqpack/speed", query);
+
+/** How a job of ours stands: nodes/jobs.py, job. */
+export const job = (id) => get("/vqpack/job", { id });
+
+/** One of the pack's workflows, as the host offers it under templates. */
+export const template = (name) => get(`/workflow_templates/${PACK}/${name}.json`);
 
 /** Built-in lists of prompts: [{name, prompts}]. */
 export const promptSets = async () => (await get("/vqpack/prompts")).sets;
@@ -30,19 +38,21 @@ export async function options(node, input) {
   return Array.isArray(spec[0]) ? spec[0] : spec[1]?.options ?? [];
 }
 
-/** Queue a prompt of its own -> its id. The graph on the page is not touched. */
+/** Queue a prompt of its own -> its id. The graph on the page is not touched. Throws what the server says against it. */
 export async function queue(prompt, workflow) {
-  const answer = await api.queuePrompt(0, { output: prompt, workflow });
-  const refused = Object.values(answer?.node_errors ?? {})[0]?.errors?.[0];
-  if (!answer?.prompt_id || refused) {
-    throw new Error(refused?.details || refused?.message || "the server refused the job");
+  let answer;
+  try {
+    answer = await api.queuePrompt(0, { output: prompt, workflow });
+  } catch (error) {
+    answer = error.response ?? { error };
   }
-  return answer.prompt_id;
+  const refused = Object.values(answer?.node_errors ?? {})[0]?.errors?.[0] ?? answer?.error;
+  if (answer?.prompt_id && !refused) return answer.prompt_id;
+  const said = [refused?.message, refused?.details].filter(Boolean).join(": ");
+  throw new Error(said ? shortened(said) : "the server refused the job");
 }
+
+const shortened = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text);
 
 /** Take a prompt out of the queue, or stop it where it runs. */
 export const cancel = (id, running) => (running ? api.interrupt(id) : api.deleteItem("queue", id));
-
-/** Listen until the signal: listener(detail) of the server's event. */
-export const on = (event, listener, signal) =>
-  api.addEventListener(event, ({ detail }) => listener(detail ?? {}), { signal });

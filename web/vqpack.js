@@ -7,6 +7,7 @@ import { addPanel } from "./node_panel.js";
 import { addPromptTools } from "./prompt_list.js";
 import { addReportButton } from "./report.js";
 import { QUANTIZE } from "./server.js";
+import { resume } from "./watch.js";
 
 const LOADERS = { CheckpointLoaderSimple: "ckpt_name", CheckpointLoader: "ckpt_name", UNETLoader: "unet_name" };
 const COMMAND = "vqpack.quantize";
@@ -32,7 +33,10 @@ app.registerExtension({
   name: "vqpack",
   commands: [{ id: COMMAND, label: "Quantize (VQ)…", icon: "pi pi-box", function: () => quantize() }],
   menuCommands: [{ path: ["Extensions"], commands: [COMMAND] }],
-  setup: loadStyle,
+  setup() {
+    loadStyle();
+    resume();
+  },
   nodeCreated(node) {
     ADDITIONS[classOf(node)]?.(node);
   },

@@ -10,22 +10,32 @@ READY = ("!!(window.app?.vueAppReady && window.app.graph && "
          "window.LiteGraph?.registered_node_types?.VQQuantizeCheckpoint)")
 NODE = "id => app.graph.getNodeById(id) ?? app.graph.getNodeById(String(id))"
 SIZE = {"width": 1280, "height": 860}
+LOGO = (30, 66)                            # where the main menu opens
 PATIENCE = 120_000                         # ms, for what the busy machine may take
 
 
 class Page:
     """A browser with one page; `log` holds what the pack's scripts said wrong."""
 
-    def __init__(self, playwright, url: str, vue: bool, shots: Path, chromium: str):
+    def __init__(self, playwright, url: str, vue: bool, shots: Path, chromium: str, settings: dict | None = None,
+                 script: str = ""):
+        """settings: of the host, in place of those of somebody who knows it; script: run in the page before its own."""
         self.url, self.shots, self.log, self.prefix = url, shots, [], "nodes2" if vue else "classic"
         self._browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        self.page = self._browser.new_page(viewport=SIZE, accept_downloads=True)
+        self._context = self._browser.new_context(viewport=SIZE, accept_downloads=True)
+        if script:
+            self._context.add_init_script(script)
+        self._context.request.post(f"{url}/api/settings", data={"Comfy.VueNodes.Enabled": vue, **(
+            {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False} if settings is None else settings)})
+        self.window()
+
+    def window(self) -> None:
+        """A new window of the same browser, on the host's page."""
+        self.page = self._context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.page.on("pageerror", lambda error: self.log.append(f"page error: {error}"))
         self.page.on("console", self._said)
         self.page.route("**/*", self._local)
-        self.page.request.post(f"{url}/api/settings", data={
-            "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False, "Comfy.VueNodes.Enabled": vue})
         self.open()
 
     def open(self) -> None:
@@ -87,6 +97,14 @@ class Page:
         """Right click on a node, then its menu's item."""
         self.page.mouse.click(*self.title_of(node), button="right")
         self.page.get_by_text(item, exact=True).first.click()
+
+    def command(self) -> None:
+        """The main menu, Extensions, "Quantize (VQ)…": two clicks."""
+        self.page.mouse.click(*LOGO)
+        self.page.get_by_role("menuitem", name="Extensions").first.hover()
+        self.rest(700)
+        self.page.get_by_text("Quantize (VQ)…", exact=True).last.click()
+        self.page.wait_for_selector(".vq-dialog[open]")
 
     def press(self, name: str) -> None:
         """A button by its name."""

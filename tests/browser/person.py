@@ -3,20 +3,21 @@ SERVER_PID RENDERER; prints one line `FOUND {json}`. Not imported by pytest: it 
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-from page import Page
+from page import PATIENCE, Page
 from playwright.sync_api import sync_playwright
 
 URL, BASE, SHOTS, CHROMIUM, SERVER, RENDERER = sys.argv[1], *map(Path, sys.argv[2:4]), *sys.argv[4:7]
 HERE = Path(__file__).resolve().parent
 FOLDER = BASE / "models" / "vq_checkpoints"
 SLIDER = "input[type=range]"
-LOGO = (30, 66)                            # where the main menu opens
 LOADER, QUANTIZER = 1, 7
 
 
@@ -69,11 +70,7 @@ def server_seconds() -> float:
 def cancelled(page: Page) -> dict:
     """From the main menu: start, hide, cancel in the corner."""
     page.page.keyboard.press("Escape")
-    page.page.mouse.click(*LOGO)
-    page.page.get_by_role("menuitem", name="Extensions").first.hover()
-    page.rest(700)
-    page.page.get_by_text("Quantize (VQ)…", exact=True).last.click()
-    page.page.wait_for_selector(".vq-dialog[open]")
+    page.command()
     page.page.locator(".vq-dialog select").first.select_option("tiny.safetensors")
     page.page.locator(f".vq-dialog {SLIDER}").focus()
     page.page.keyboard.press("Home")                                                   # 1 bit: the slowest
@@ -82,6 +79,7 @@ def cancelled(page: Page) -> dict:
     page.page.wait_for_function("document.querySelector('.vq-text')?.textContent.startsWith('coding')")
     page.press("Hide")
     page.rest(300)
+    page.page.wait_for_selector("#vqpack-corner .vq-picture:not([hidden])")
     page.shot("corner")
     answered = page.page.request.get(f"{URL}/vqpack/estimate?checkpoint=tiny.safetensors").ok
     before = server_seconds()
@@ -154,11 +152,84 @@ def reloaded(page: Page) -> dict:
     return {"before": before, "after": after}
 
 
+def closed(page: Page) -> dict:
+    """The window closed in the middle of a job: another one shows it, and what came of it."""
+    page.command()
+    page.page.get_by_label("Checkpoint").select_option("tiny.safetensors")
+    page.page.get_by_label("File name").fill("closed")
+    page.press("Quantize")
+    page.page.wait_for_function("document.querySelector('.vq-text')?.textContent.startsWith('coding')")
+    page.page.close()
+    page.window()
+    page.page.wait_for_selector("#vqpack-corner .vq-job[data-state=running] .vq-picture:not([hidden])")
+    page.shot("found-again")
+    page.page.close()
+    end = time.monotonic() + PATIENCE / 1000
+    while not (FOLDER / "closed.safetensors").exists() and time.monotonic() < end:
+        time.sleep(0.5)                                 # nobody looks
+    page.window()
+    page.page.wait_for_selector("#vqpack-corner .vq-job[data-state=done]")
+    found = {"text": page.text("#vqpack-corner .vq-text"), "toast": page.page.locator(".p-toast-detail").all_inner_texts()}
+    page.shot("ready-after-closing")
+    page.press("Dismiss")
+    page.open()
+    return {**found, "forgotten": page.page.locator("#vqpack-corner .vq-job").count() == 0}
+
+
+def deleted(page: Page) -> dict:
+    """The checkpoint is deleted between choosing and starting; then another is chosen."""
+    gone = BASE / "models" / "checkpoints" / "gone.safetensors"
+    os.link(gone.with_name("tiny.safetensors"), gone)
+    page.open()
+    page.command()
+    page.page.get_by_label("Checkpoint").select_option(gone.name)
+    page.page.wait_for_function("document.querySelector('.vq-dialog dd').textContent.includes('MB')")
+    gone.unlink()
+    page.press("Quantize")
+    page.page.wait_for_selector(".vq-refused")
+    page.shot("deleted")
+    found = {"said": page.text(".vq-refused")}
+    page.page.get_by_label("Checkpoint").select_option("tiny.safetensors")
+    found["can_start"] = page.page.get_by_role("button", name="Quantize", exact=True).last.is_enabled()
+    page.press("Close")
+    return found
+
+
+def filled(page: Page) -> dict:
+    """A disk that fills up in the middle: a small file system in place of the folder, which another program fills."""
+    if os.name != "posix" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "vq", str(FOLDER)], check=False,
+                                            capture_output=True).returncode:
+        return {}
+    try:
+        page.command()
+        page.page.get_by_label("Checkpoint").select_option("tiny.safetensors")
+        page.page.get_by_label("File name").fill("full")
+        page.press("Quantize")
+        page.page.wait_for_function("document.querySelector('.vq-text')?.textContent.startsWith('coding')")
+        with open(FOLDER / "filler", "wb") as filler, contextlib.suppress(OSError):
+            while filler.write(b"x" * 65536):
+                filler.flush()
+        page.page.wait_for_selector(".vq-job[data-state=failed]")
+        page.shot("disk-full")
+        found = {"said": page.text(".vq-job .vq-text"), "left": sorted(path.name for path in FOLDER.iterdir())}
+        page.press("OK")
+        (FOLDER / "filler").unlink()
+        page.command()
+        page.page.get_by_label("Checkpoint").select_option("tiny.safetensors")
+        page.page.get_by_label("File name").fill("full")
+        page.press("Quantize")
+        page.page.wait_for_selector(".vq-job[data-state=done]")
+        page.press("Dismiss")
+        return {**found, "then": sorted(path.name for path in FOLDER.iterdir())}
+    finally:
+        subprocess.run(["umount", str(FOLDER)], check=True)
+
+
 def story(playwright, vue: bool) -> dict:
     page = Page(playwright, URL, vue, SHOTS, CHROMIUM)
     try:
         found = {"vue": page.page.evaluate("LiteGraph.vueNodesMode === true")}
-        for step in (to_a_picture, cancelled, in_a_node, in_a_subgraph, reloaded):
+        for step in (to_a_picture, cancelled, in_a_node, in_a_subgraph, reloaded, closed, deleted, filled):
             found[step.__name__] = step(page)
         return {**found, "log": page.log}
     except Exception:

@@ -1,79 +1,25 @@
 """The interface as a person uses it: a headless browser on a real ComfyUI, mouse and keyboard, both renderers.
 
-Not part of the gate. Runs where $PLAYWRIGHT_PYTHON names a Python with playwright; the browser is $CHROMIUM, else
-/usr/bin/chromium; pictures of the page go to $SCREENSHOTS, else nowhere. docs/interface.md has the command.
+conftest.py says what it needs.
 """
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import time
-import urllib.request
-from pathlib import Path
-
 import pytest
 
-from ..comfy.conftest import environment, host_path, host_python, make_base, make_tiny, usable
+from ..comfy.conftest import make_base, make_tiny
 from ..comfy.test_server import CONDITIONING
+from .conftest import seen
 
-HERE = Path(__file__).resolve().parent
 RENDERERS = ("classic", "nodes2")
-START_SECONDS, STORY_SECONDS, STOP_SECONDS = 300, 900, 60
 CANCELLED = 2.0                            # seconds of the server, the promise on the tiny checkpoint
-
-
-@pytest.fixture(scope="module")
-def browser():
-    python, chromium = os.environ.get("PLAYWRIGHT_PYTHON"), os.environ.get("CHROMIUM", "/usr/bin/chromium")
-    if not python:
-        pytest.skip("set $PLAYWRIGHT_PYTHON to a Python with playwright (docs/interface.md)")
-    if not Path(chromium).exists():
-        pytest.skip(f"no browser at {chromium}: set $CHROMIUM")
-    return python, chromium
 
 
 @pytest.fixture(scope="module", params=RENDERERS)
 def found(request, browser, tmp_path_factory):
     """What a person saw in one renderer."""
-    host = usable(host_path("COMFYUI_PATH", "ComfyUI"))
     folder = tmp_path_factory.mktemp(request.param)
     base = make_base(folder / "base", {"testing": CONDITIONING}, checkpoints=make_tiny(folder / "tiny.safetensors"))
-    shots = Path(os.environ.get("SCREENSHOTS") or folder / "shots")
-    shots.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    server = start(host, base, url)
-    try:
-        command = [browser[0], str(HERE / "person.py"), url, str(base), str(shots), browser[1], str(server.pid),
-                   request.param]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=STORY_SECONDS)
-    finally:
-        server.terminate()
-        server.wait(STOP_SECONDS)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    assert lines, done.stderr[-3000:]
-    return {"renderer": request.param, **json.loads(lines[-1][6:])}
-
-
-def start(host: Path, base: Path, url: str) -> subprocess.Popen:
-    """A server that answers."""
-    command = [host_python(), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", url.rpartition(":")[2],
-               "--disable-auto-launch", "--base-directory", str(base),
-               "--database-url", f"sqlite:///{base / 'user' / 'test.db'}"]
-    with open(base / "server.log", "w", encoding="utf-8") as log:
-        server = subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env=environment())
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/system_stats", timeout=5).read()
-            return server
-        except OSError:
-            time.sleep(0.5)
-    server.kill()
-    raise AssertionError((base / "server.log").read_text(encoding="utf-8")[-3000:])
+    return seen(browser, "person.py", base, request.param)
 
 
 def test_it_is_the_renderer_that_was_asked_for(found):
@@ -132,3 +78,22 @@ def test_values_survive_a_subgraph(found):
 
 def test_values_survive_a_reload(found):
     assert found["reloaded"]["before"]["bits"] == 6 and found["reloaded"]["after"] == found["reloaded"]["before"]
+
+
+def test_a_closed_window_does_not_stop_the_job(found):
+    closed = found["closed"]
+    assert closed["text"] == "closed.safetensors is ready" and closed["forgotten"]
+    assert any("closed.safetensors is ready to load" in text for text in closed["toast"])
+
+
+def test_a_checkpoint_deleted_before_the_start(found):
+    assert "gone.safetensors" in found["deleted"]["said"] and found["deleted"]["can_start"]
+
+
+def test_a_disk_that_fills_up(found):
+    filled = found["filled"]
+    if not filled:
+        pytest.skip("no small file system can be mounted here")
+    assert "disk is full" in filled["said"] and "\n" not in filled["said"]
+    assert not [name for name in filled["left"] if name.endswith((".safetensors", ".part"))]
+    assert "full.safetensors" in filled["then"]         # the same again goes on from what was coded
