@@ -36,33 +36,36 @@ export function originOf(node, name) {
 }
 
 /** Put a Load Checkpoint (VQ) with this file into the graph, beside `origin`, whose links it takes; else in view. */
-export function addLoader(file, origin) {
+export async function addLoader(file, origin) {
+  await renewLists();
   const node = window.LiteGraph.createNode("VQCheckpointLoader");
   if (!node) return say("This ComfyUI does not know Load Checkpoint (VQ): restart it.", "error");
   return asOneChange(() => {
     node.pos = origin ? [origin.pos[0] - node.size[0] - 60, origin.pos[1]] : middleOfView();
     (origin?.graph ?? app.graph).add(node);
-    const values = widgetOf(node, "file")?.options?.values; // the file is newer than the page's list
-    if (Array.isArray(values) && !values.includes(file)) widgetOf(node, "file").options.values = [...values, file];
     write(node, "file", file);
     if (origin) takeLinks(origin, node);
     app.canvas?.selectNode?.(node);
   });
 }
 
+/** The page's lists of files are as old as the page: a file that is not in them is marked as missing. */
+const renewLists = () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes?.();
+
 /** Open a workflow of its own that samples a VQ file: with a LoRA where there is any. */
 export async function openWith(file) {
   const loras = await server.options("LoraLoader", "lora_name");
   const workflow = await server.template(loras.length ? "lora_stack" : "load_and_sample");
-  let free = true; // one loader of a LoRA that is not there gets the first in the list, as a new node would
+  let free = true; // a loader of a LoRA that is not there gets the first in the list, as a new node would; only one works
   for (const node of workflow.nodes) {
     const values = node.widgets_values;
     if (node.type === "VQCheckpointLoader") values[0] = file;
     if (node.type !== "LoraLoader" || loras.includes(values[0])) continue;
-    if (free) values[0] = loras[0];
-    else node.mode = BYPASSED;
+    values[0] = loras[0];
+    if (!free) node.mode = BYPASSED;
     free = false;
   }
+  await renewLists();
   await app.loadGraphData(workflow, true, true, file.replace(/\.\w+$/, "").replace(/[\\/]/g, "-"));
 }
 

@@ -38,11 +38,11 @@ export function watching(job, origin, finished) {
 }
 
 function ready(file, origin, leave) {
-  const then = (act) => () => { act(); leave(); };
+  const then = (act) => () => { act().catch((error) => say(error.message, "error")); leave(); };
   const main = { class: "vq-main" }, place = origin?.graph ? origin : undefined;
   const put = origin
     ? [button("Use it in the graph", then(() => addLoader(file, place)), main)]
-    : [button("New workflow", then(() => openWith(file).catch((error) => say(error.message, "error"))), {
+    : [button("New workflow", then(() => openWith(file)), {
       ...main, title: "A template with this file: load, LoRA, sample" }),
     button("Add to this graph", then(() => addLoader(file)))];
   return [...put, button("Report", () => showReport(file)), button("Dismiss", leave)];

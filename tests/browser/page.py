@@ -17,14 +17,11 @@ PATIENCE = 120_000                         # ms, for what the busy machine may t
 class Page:
     """A browser with one page; `log` holds what the pack's scripts said wrong."""
 
-    def __init__(self, playwright, url: str, vue: bool, shots: Path, chromium: str, settings: dict | None = None,
-                 script: str = ""):
-        """settings: of the host, in place of those of somebody who knows it; script: run in the page before its own."""
+    def __init__(self, playwright, url: str, vue: bool, shots: Path, chromium: str, settings: dict | None = None):
+        """settings: of the host, in place of those of somebody who knows it."""
         self.url, self.shots, self.log, self.prefix = url, shots, [], "nodes2" if vue else "classic"
         self._browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         self._context = self._browser.new_context(viewport=SIZE, accept_downloads=True)
-        if script:
-            self._context.add_init_script(script)
         self._context.request.post(f"{url}/api/settings", data={"Comfy.VueNodes.Enabled": vue, **(
             {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False} if settings is None else settings)})
         self.window()

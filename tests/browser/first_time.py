@@ -1,0 +1,80 @@
+"""Somebody's first visit: an empty ComfyUI with one checkpoint and one LoRA, to a picture from a small file with the
+LoRA. Usage as person.py. Every click is counted, and a key that stands for one.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from page import LOGO, Page
+from playwright.sync_api import sync_playwright
+
+URL, BASE, SHOTS, CHROMIUM, _, RENDERER = sys.argv[1:7]
+SMALL = {"EmptyLatentImage": [128, 128], "KSampler": [None, None, 2]}      # so that a CPU draws in seconds
+
+
+class Visitor:
+    """Counts what is done."""
+
+    def __init__(self, page: Page):
+        self.page, self.done = page, []
+
+    def click(self, name: str, locator) -> None:
+        """One interaction."""
+        locator.click()
+        self.done.append(name)
+
+
+def visit(page: Page) -> dict:
+    visitor = Visitor(page)
+    page.rest(1500)
+    page.shot("first-1-empty")
+    if page.page.get_by_role("dialog").count():   # the host greets newcomers with its templates
+        page.page.keyboard.press("Escape")
+        visitor.done.append("close the greeting")
+        page.rest(800)
+    page.page.mouse.click(*LOGO)
+    visitor.done.append("main menu")
+    page.page.get_by_role("menuitem", name="Extensions").first.hover()
+    page.rest(700)
+    visitor.click("Quantize (VQ)…", page.page.get_by_text("Quantize (VQ)…", exact=True).last)
+    page.page.wait_for_selector(".vq-dialog[open]")
+    page.page.wait_for_function("document.querySelector('.vq-dialog dd').textContent.includes('MB')")
+    page.shot("first-2-dialog")
+    visitor.click("Quantize", page.page.get_by_role("button", name="Quantize", exact=True).last)
+    page.page.wait_for_selector(".vq-job .vq-picture:not([hidden])")
+    page.shot("first-3-coding")
+    page.page.wait_for_selector(".vq-job[data-state=done]")
+    page.shot("first-4-ready")
+    visitor.click("New workflow", page.page.get_by_role("button", name="New workflow", exact=True))
+    page.page.wait_for_function("app.graph.nodes.some(node => node.type === 'VQCheckpointLoader')")
+    page.rest(1500)
+    page.page.evaluate("""small => { for (const node of app.graph.nodes) (small[node.type] ?? []).forEach((value, place) => {
+        if (value !== null) node.widgets[place].value = value; }); }""", SMALL)
+    page.shot("first-5-workflow")
+    end = page.run()
+    visitor.done.append("Run")
+    page.rest(1500)
+    page.shot("first-6-picture")
+    sent = [node for node in page.prompt().values()]
+    return {"interactions": visitor.done, "end": end,
+            "pictures": page.page.evaluate("Object.values(app.nodeOutputs).flatMap(out => out.images ?? []).length"),
+            "loras": [node["inputs"]["lora_name"] for node in sent if node["class_type"] == "LoraLoader"],
+            "files": [node["inputs"]["file"] for node in sent if node["class_type"] == "VQCheckpointLoader"],
+            "tabs": page.page.locator(".workflow-tab, [data-testid=workflow-tab]").all_inner_texts()}
+
+
+def main() -> None:
+    with sync_playwright() as playwright:
+        page = Page(playwright, URL, RENDERER == "nodes2", Path(SHOTS), CHROMIUM, settings={})
+        try:
+            found = visit(page)
+        except Exception:
+            page.shot("failed")
+            raise
+        print("FOUND " + json.dumps({**found, "log": page.log}))
+
+
+if __name__ == "__main__":
+    main()
