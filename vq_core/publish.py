@@ -105,7 +105,7 @@ def os_error(error: OSError, folder: Path) -> VQError:
         return VQError(f"the path of a file in '{folder}' is too long for this system ({length} characters, Windows "
                        f"takes {_LONGEST_WINDOWS_PATH}): choose a shorter name or a folder nearer to the disk's root")
     if error.errno in FULL:
-        return VQError(f"the disk of '{folder}' is full: free some space and run again; nothing was left behind")
+        return VQError(f"the disk of '{folder}' is full: free some space and run again; no half-written file was left")
     if getattr(error, "winerror", None) in _IN_USE:
         return VQError(f"another program holds a file in '{folder}' that is to be written ({error.strerror}): close it "
                        f"and run again")

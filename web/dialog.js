@@ -60,7 +60,6 @@ export async function openDialog(origin, checkpoint) {
     const watch = watching(job, origin, () => { left = true; dialog.close(); });
     work.replaceChildren(watch);
     close.textContent = "Hide";
-    panel.close();
     if (dialog.open) dialog.addEventListener("close", () => left || toCorner(watch), { once: true });
     else toCorner(watch);
   }
