@@ -10,6 +10,7 @@ from . import host
 from .picture import BACKGROUND, COLORS, GRID, MUTED, PANEL, TEXT, font
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 190, 68, 34, 14
+_BAR = COLORS["self attention"]
 EVERY = 0.5                                # seconds between two pictures: a layer may take some milliseconds
 
 
@@ -44,5 +45,5 @@ def draw(errors: Mapping[str, float | None]) -> Image.Image:
     for place, error in enumerate(errors.values()):
         if error is not None:
             x = LEFT + place * step
-            pen.rectangle((x, bottom - high * error / most, max(x, x + 0.85 * step - 1), bottom), COLORS["self attention"])
+            pen.rectangle((x, bottom - high * error / most, max(x, x + 0.85 * step - 1), bottom), _BAR)
     return image

@@ -254,7 +254,7 @@ def busy() -> bool:
 
 
 def place_of(prompt: str) -> tuple[str, dict]:
-    """Where a prompt is ("waiting", "running", "ended" or "unknown"), and its entry in the history once it has ended."""
+    """Where a prompt is: "waiting", "running", "ended" or "unknown"; and its entry in the history once it has ended."""
     running = server()
     if running is None:
         return "unknown", {}

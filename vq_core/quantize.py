@@ -57,9 +57,9 @@ def quantize(source_path, output=None, *, bits: float = 3.0, method: str = "trel
     effort: of additive codes' search, "fast", "normal" (None) or "best" (VQDM's).
     activations: preset (activations/specs.py) that the file's plan is to hold, None = what `plan` holds. tuned: a file
     that this run of tuning.run.tune() has tuned since counts as an earlier result, too. graph: whether a complete file
-    has header.canvas_graph. show: is called after each coded layer with the weight errors so far, of every layer to be
-    coded in network order, None where it is not coded yet. device: where the coding runs, None = a GPU if there is one. Same input and settings give
-    the same bytes on the same kind of device. Raises VQError (one sentence) for anything a user can cause.
+    has header.canvas_graph. show: called after each coded layer with the weight errors so far (errors_so_far.py).
+    device: where the coding runs, None = a GPU if there is one. Same input and settings give the same bytes on the same
+    kind of device. Raises VQError (one sentence) for anything a user can cause.
     """
     started, progress = time.monotonic(), progress or Progress()
     given = {"window": window if method == "trellis" else None, "rounding": rounding, "conv_group": conv_group,

@@ -12,6 +12,8 @@ from playwright.sync_api import sync_playwright
 
 URL, BASE, SHOTS, CHROMIUM, _, RENDERER = sys.argv[1:7]
 SMALL = {"EmptyLatentImage": [128, 128], "KSampler": [None, None, 2]}      # so that a CPU draws in seconds
+SET = """small => { for (const node of app.graph.nodes) (small[node.type] ?? []).forEach((value, place) => {
+  if (value !== null) node.widgets[place].value = value; }); }"""
 
 
 class Visitor:
@@ -50,8 +52,7 @@ def visit(page: Page) -> dict:
     visitor.click("New workflow", page.page.get_by_role("button", name="New workflow", exact=True))
     page.page.wait_for_function("app.graph.nodes.some(node => node.type === 'VQCheckpointLoader')")
     page.rest(1500)
-    page.page.evaluate("""small => { for (const node of app.graph.nodes) (small[node.type] ?? []).forEach((value, place) => {
-        if (value !== null) node.widgets[place].value = value; }); }""", SMALL)
+    page.page.evaluate(SET, SMALL)
     page.shot("first-5-workflow")
     end = page.run()
     visitor.done.append("Run")

@@ -169,7 +169,8 @@ def closed(page: Page) -> dict:
         time.sleep(0.5)                                 # nobody looks
     page.window()
     page.page.wait_for_selector("#vqpack-corner .vq-job[data-state=done]")
-    found = {"text": page.text("#vqpack-corner .vq-text"), "toast": page.page.locator(".p-toast-detail").all_inner_texts()}
+    found = {"text": page.text("#vqpack-corner .vq-text"),
+             "toast": page.page.locator(".p-toast-detail").all_inner_texts()}
     page.shot("ready-after-closing")
     page.press("Dismiss")
     page.open()
