@@ -51,5 +51,5 @@ def _ended(entry: Mapping) -> dict:
     if status.get("status_str") != "success":
         return {"state": "failed", "text": str(said.get("execution_error", {}).get("exception_message", "")).strip()
                 or "it failed: the server's log says why"}
-    made = entry.get("outputs", {}).get(NODE, {}).get("vq_file") or [""]
-    return {"state": "done", "share": 1.0, "text": f"{made[0]} is ready", "file": made[0]}
+    made = (entry.get("outputs", {}).get(NODE, {}).get("vq_file") or [""])[0]
+    return {"state": "done", "share": 1.0, "text": f"{made} is ready" if made else "done", "file": made}
