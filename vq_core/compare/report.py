@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +11,13 @@ import torch
 
 from ..describe import size
 from .chart import step_chart
-from .markup import bdi, number, tag, text
+from .markup import bdi, number, tag
 from .output import write_text
+from .pictures import HINT, VIEW, figure, make_png
 from .tables import difference_table, layer_table, summary_table
 
 HERE = Path(__file__).resolve().parent
 MOST_SHOWN = 40                            # pictures a checkpoint; at 1024 pixels 40 of three checkpoints are 250 MB
-SMALL = 256                                # pixels; smaller pictures are enlarged without smoothing
 LIMITS = ("Distances say how far a checkpoint's pictures are from the reference's, not which are better: a picture may "
           "differ and be as good. Intervals are 95 % bootstrap intervals over the prompts (seeds of one prompt are "
           "averaged first); they hold for prompts like these, and with fewer than 30 they are too narrow. The weight "
@@ -89,8 +88,7 @@ def _meanings(data: dict) -> Iterator[str]:
 def _pictures(data: dict, picture) -> Iterator[str]:
     rows, note = _shown(data["pictures"])
     yield ("<h2>Pictures</h2><div class=\"tools\"><label>Order: <select id=\"order\"><option value=\"index\">as listed"
-           "</option><option value=\"worst\">largest difference first</option></select></label>"
-           "<span class=\"soft small\">Click a picture to lay it over the reference.</span></div>")
+           "</option><option value=\"worst\">largest difference first</option></select></label>" + HINT + "</div>")
     if note:
         yield tag("p", note, "note")
     yield "<div id=\"prompts\">"
@@ -100,9 +98,7 @@ def _pictures(data: dict, picture) -> Iterator[str]:
         for order, checkpoint in enumerate(data["checkpoints"]):
             yield _figure(data, checkpoint, order, row, picture(checkpoint["letter"], *row["index"]))
         yield "</div></section>"
-    yield ("</div><dialog id=\"view\"><div class=\"ends\"></div><div class=\"stack\"><img alt=\"\"><img alt=\"\"></div>"
-           "<input type=\"range\" min=\"0\" max=\"100\" value=\"50\" aria-label=\"How much of each picture\">"
-           "<p><button type=\"button\">Close</button></p></dialog>")
+    yield "</div>" + VIEW
 
 
 def _shown(pictures: list[dict]) -> tuple[list[dict], str]:
@@ -132,20 +128,7 @@ def _figure(data: dict, checkpoint: dict, order: int, row: dict, pixels: torch.T
         f"{m['title'] if m['unit'] != 'dB' else m['title'].replace(' PSNR', '')} "
         f"{number(values[m['name']], m['digits'])}{' ' + m['unit'] if m['unit'] else ''}"
         for m in data["metrics"] if values and m["name"] in values)
-    tiny = " class=\"tiny\"" if min(pixels.shape[:2]) < SMALL else ""
-    alt = text(f"{checkpoint['name']}: {row['prompt']}")
-    return (f"<figure><button type=\"button\" aria-label=\"Compare\"><img{tiny} src=\"data:image/png;base64,"
-            f"{_png(pixels)}\" width=\"{pixels.shape[1]}\" height=\"{pixels.shape[0]}\" alt=\"{alt}\">"
-            f"</button><figcaption><span class=\"key k{order % 6}\">{checkpoint['letter']}</span> {said}</figcaption>"
-            f"</figure>")
-
-
-def _png(pixels: torch.Tensor) -> str:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
+    return figure(make_png(pixels), order, checkpoint["letter"], said, f"{checkpoint['name']}: {row['prompt']}")
 
 
 def _foot(data: dict) -> Iterator[str]:

@@ -2,20 +2,19 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import unicodedata
 from pathlib import Path
 
 from ..describe import size
 from ..errors import FormatError
+from .checked import Odd, choice_of, number_of, text_of, whole_of
 
 KEY = "comparison"                         # its place in `vq.report`
 MAX_BYTES = 64 << 20                       # of compare.json: 26 checkpoints of SDXL are 8 MB
 BUILT_IN, OWN = "built-in", "own"
 KINDS = ("vqpack file", "checkpoint file", "diffusers folder")
 COMPONENTS = ("unet", "te1", "te2")
-_MOST_METRICS, _LONGEST, _MOST_COUNT = 16, 120, 2**53
+_MOST_METRICS = 16
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -38,23 +37,32 @@ def read_comparison(path: str | Path) -> dict:
     return data
 
 
+def checkpoint_of(data: dict, content: str | None, name: str) -> dict:
+    """compare.json's entry of the file with this content_id, beside its reference; FormatError where it has none.
+
+    name: what the comparison is called in messages.
+    """
+    others = [c for c in data["checkpoints"][1:] if isinstance(c, dict)]
+    mine = next((c for c in others if content is not None and c.get("content") == content), None)
+    if mine is None:
+        known = any("content" in c for c in others)
+        raise FormatError(f"'{name}' says nothing of this file: " + (
+            "none of the checkpoints it measured against its reference has the same weights" if known else
+            "it measured no vqpack file, or an older version wrote it: run vqpack compare again"))
+    return mine
+
+
 def short_form(data: dict, content: str, source: dict, name: str) -> dict:
     """compare.json's part about one file -> JSON for its report.
 
     content: content_id of the file; source: its `vqpack.source`; name: what compare.json is called in messages.
     FormatError where the comparison is not about this file or lacks something.
     """
-    others = [c for c in data["checkpoints"][1:] if isinstance(c, dict)]
-    mine = next((c for c in others if c.get("content") == content), None)
-    if mine is None:
-        known = any("content" in c for c in others)
-        raise FormatError(f"'{name}' says nothing of this file: " + (
-            "none of the checkpoints it measured against its reference has the same weights" if known else
-            "it measured no vqpack file, or an older version wrote it: run vqpack compare again"))
+    mine = checkpoint_of(data, content, name)
     try:
         return _checked(_collected(data, mine, source))
-    except (_Odd, KeyError, TypeError, AttributeError, IndexError) as error:
-        said = f"'{error}'" if isinstance(error, _Odd) else "parts of it"
+    except (Odd, KeyError, TypeError, AttributeError, IndexError) as error:
+        said = f"'{error}'" if isinstance(error, Odd) else "parts of it"
         raise FormatError(f"'{name}' is not a complete result of vqpack compare ({said} missing or not as written): "
                           f"run vqpack compare again") from None
 
@@ -63,12 +71,8 @@ def stored_comparison(report: dict) -> dict | None:
     """The short form in a file's report; None where there is none or a foreign hand left something odd."""
     try:
         return _checked(report[KEY])
-    except (_Odd, KeyError, TypeError, AttributeError):
+    except (Odd, KeyError, TypeError, AttributeError):
         return None
-
-
-class _Odd(Exception):
-    """Names what is missing or not as written."""
 
 
 def _collected(data: dict, mine: dict, source: dict) -> dict:
@@ -87,63 +91,29 @@ def _collected(data: dict, mine: dict, source: dict) -> dict:
 
 
 def _checked(short: dict) -> dict:
-    """A copy with these fields and no others, every value of its kind and every text harmless; _Odd names a field."""
+    """A copy with these fields and no others, every value of its kind and every text harmless; Odd names a field."""
     reference, drawn = short["reference"], short["settings"]
     sha256, is_source = reference.get("sha256"), reference.get("is_source")
     if not (sha256 is None or isinstance(sha256, str) and _HEX.fullmatch(sha256)) or not isinstance(is_source, bool):
-        raise _Odd("sha256")
+        raise Odd("sha256")
     if not isinstance(drawn["size"], list) or len(drawn["size"]) != 2:
-        raise _Odd("size")
+        raise Odd("size")
     if not isinstance(short["metrics"], list) or not 1 <= len(short["metrics"]) <= _MOST_METRICS:
-        raise _Odd("metrics")
-    return {"tool": _text(short, "tool"),
-            "reference": {"name": _text(reference, "name"), "kind": _choice(reference, "kind", KINDS),
-                          "bytes": _whole(reference, "bytes"), "sha256": sha256, "is_source": is_source},
-            "settings": {**{name: _whole(drawn, name) for name in ("prompts", "seeds", "steps")},
-                         "prompt_source": _choice(drawn, "prompt_source", (BUILT_IN, OWN)),
-                         "guidance": _number(drawn, "guidance", finite=True),
-                         "size": [_whole({"size": side}, "size") for side in drawn["size"]],
-                         "sampler": _text(drawn, "sampler")},
+        raise Odd("metrics")
+    return {"tool": text_of(short, "tool"),
+            "reference": {"name": text_of(reference, "name"), "kind": choice_of(reference, "kind", KINDS),
+                          "bytes": whole_of(reference, "bytes"), "sha256": sha256, "is_source": is_source},
+            "settings": {**{name: whole_of(drawn, name) for name in ("prompts", "seeds", "steps")},
+                         "prompt_source": choice_of(drawn, "prompt_source", (BUILT_IN, OWN)),
+                         "guidance": number_of(drawn, "guidance", finite=True),
+                         "size": [whole_of({"size": side}, "size") for side in drawn["size"]],
+                         "sampler": text_of(drawn, "sampler")},
             "metrics": [_metric(metric) for metric in short["metrics"]],
             "weight_error": {part: None if short["weight_error"].get(part) is None else
-                             _number(short["weight_error"], part, finite=True) for part in COMPONENTS}}
+                             number_of(short["weight_error"], part, finite=True) for part in COMPONENTS}}
 
 
 def _metric(metric: dict) -> dict:
-    return {**{name: _text(metric, name) for name in ("name", "title", "unit")},
-            **{name: _number(metric, name) for name in ("low", "value", "high")},
-            "digits": min(6, _whole(metric, "digits")), "count": _whole(metric, "count")}
-
-
-def _text(values: dict, name: str) -> str:
-    """Foreign text on one line, without control and direction characters."""
-    if not isinstance(values[name], str):
-        raise _Odd(name)
-    kept = ("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
-            for c in values[name][:_LONGEST])
-    return "".join(kept)
-
-
-def _whole(values: dict, name: str) -> int:
-    value = values[name]
-    if type(value) is not int or not 0 <= value <= _MOST_COUNT:
-        raise _Odd(name)
-    return value
-
-
-def _number(values: dict, name: str, finite: bool = False) -> float | str | None:
-    """A number in JSON's spelling: "inf", "-inf" and None (no number) where compare.json has them."""
-    value = values[name]
-    if not finite and (value is None or value in ("inf", "-inf")):
-        return value
-    if type(value) is float and not finite and not math.isfinite(value):
-        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if type(value) not in (int, float) or not abs(value) < 1e12:
-        raise _Odd(name)
-    return round(float(value), 6)
-
-
-def _choice(values: dict, name: str, choices: tuple[str, ...]) -> str:
-    if values[name] not in choices:
-        raise _Odd(name)
-    return values[name]
+    return {**{name: text_of(metric, name) for name in ("name", "title", "unit")},
+            **{name: number_of(metric, name) for name in ("low", "value", "high")},
+            "digits": min(6, whole_of(metric, "digits")), "count": whole_of(metric, "count")}
