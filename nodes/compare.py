@@ -19,7 +19,7 @@ class VQCompare(io.ComfyNode):
             node_id="VQCompare", display_name="Compare (VQ)", category="vqpack/compare",
             description="Draws with two models from the same noise, LoRA, control nets and patches as they are "
                         "connected, and says how far apart the pictures are. Connect both pictures to a node that "
-                        "lays images over each other.",
+                        "lays images over each other, or open the report of B where B is a VQ file.",
             search_aliases=["compare models", "A/B test", "model difference", "PSNR", "SSIM", "quality"],
             is_output_node=True,
             inputs=[
@@ -56,7 +56,7 @@ class VQCompare(io.ComfyNode):
                 batch_size, vae=None, positive_b=None, negative_b=None) -> io.NodeOutput:
         """-> pictures A and B [n, height, width, 3], text, latents A and B"""
         from ..vq_core.progress import Progress
-        from . import comparing
+        from . import comparing, gallery
 
         comparing.check_models(model_a, model_b)
         settings = comparing.Settings(seed, steps, cfg, sampler_name, scheduler, width, height, batch_size)
@@ -68,9 +68,12 @@ class VQCompare(io.ComfyNode):
             ways = [comparing.draw(model, letter, *prompt, settings, progress) for model, letter, prompt in
                     ((model_a, "A", (positive, negative)), (model_b, "B", b))]
             pictures = None if vae is None else tuple(comparing.decode(vae, way.latents) for way in ways)
-            text = comparing.describe(*ways, pictures, settings)
+            values = comparing.measure(*ways, pictures)
+            text = comparing.describe(*ways, values, settings)
+            if pictures is not None and values:
+                gallery.keep(model_a, model_b, settings, values, pictures)
             progress.finish()
         shown.say(text)
         images = (host.missing(_NO_VAE),) * 2 if pictures is None else pictures
         return io.NodeOutput(*images, text, *({"samples": way.latents} for way in ways),
-                             ui=ui.PreviewText(text).as_dict())
+                             ui={**ui.PreviewText(text).as_dict(), **gallery.about(model_b)})

@@ -9,30 +9,13 @@ from statistics import median
 import torch
 
 from ..vq_core import metrics
+from ..vq_core.compare.gallery_record import Settings
 from ..vq_core.errors import UnsupportedError
 from ..vq_core.progress import Progress
 from . import host
 
 MOST_STATES = 12                           # steps whose latents are kept and said; more would not be read
 MEANING = "Distances say how far B's pictures are from A's, not which are better."
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What both models draw. height, width in pixels."""
-
-    seed: int
-    steps: int
-    cfg: float
-    sampler: str
-    scheduler: str
-    width: int
-    height: int
-    count: int
-
-    def said(self) -> int:
-        """Every how many steps the latents are kept."""
-        return math.ceil(self.steps / MOST_STATES)
 
 
 @dataclass
@@ -58,7 +41,7 @@ def check_models(a, b) -> None:
 
 def draw(model, letter: str, positive, negative, settings: Settings, progress: Progress) -> Way:
     """One model from the noise of the seed; advances `progress` by its steps."""
-    way, every = Way(), settings.said()
+    way, every = Way(), math.ceil(settings.steps / MOST_STATES)
 
     def callback(step: int, denoised: torch.Tensor, state: torch.Tensor, total: int) -> None:
         if step == 0:
@@ -80,20 +63,32 @@ def decode(vae, latents: torch.Tensor) -> torch.Tensor:
     return pictures.reshape(-1, *pictures.shape[-3:]) if pictures.dim() == 5 else pictures
 
 
-def describe(a: Way, b: Way, pictures: tuple[torch.Tensor, torch.Tensor] | None, settings: Settings) -> str:
-    """The words of the node; pictures: of A and B, None without a VAE."""
+def measure(a: Way, b: Way, pictures: tuple[torch.Tensor, torch.Tensor] | None) -> dict[str, list[float]]:
+    """Metric -> one number a picture, B against A; {} where A drew values that are no numbers.
+
+    pictures: of A and B [n, height, width, 3], None without a VAE: then latents only.
+    """
+    if not a.latents.isfinite().all():
+        return {}
+    values = {"latent_psnr": _latent_psnr(b.latents, a.latents)}
+    if pictures is not None:
+        theirs, ours = (x.movedim(-1, 1).nan_to_num(0).clamp(0, 1) for x in pictures)
+        values |= {"image_psnr": metrics.image_psnr(ours, theirs).tolist(), "ssim": metrics.ssim(ours, theirs).tolist()}
+    return values
+
+
+def describe(a: Way, b: Way, values: dict[str, list[float]], settings: Settings) -> str:
+    """The words of the node; values: of `measure`."""
     n = settings.count
     lines = [f"B against A: {n} picture{'s' * (n != 1)} of {settings.width} x {settings.height}, {settings.steps} "
              f"steps, {settings.sampler}, {settings.scheduler}, cfg {settings.cfg:g}, seed {settings.seed}"]
-    if not a.latents.isfinite().all():
+    if not values:
         return "\n".join([*lines, "A drew values that are no numbers (NaN): nothing can be measured against it"])
     if torch.equal(a.latents, b.latents):
         return "\n".join([*lines, "identical: B draws exactly what A draws"])
-    lines.append(f"latent PSNR: {_decibels(_latent_psnr(b.latents, a.latents))}")
-    if pictures is not None:
-        theirs, ours = (x.movedim(-1, 1).nan_to_num(0).clamp(0, 1) for x in pictures)
-        lines.append(f"picture PSNR: {_decibels(metrics.image_psnr(ours, theirs).tolist())}")
-        lines.append(f"SSIM: {_spread(metrics.ssim(ours, theirs).tolist(), '.3f')}")
+    lines.append(f"latent PSNR: {_decibels(values['latent_psnr'])}")
+    if "ssim" in values:
+        lines += [f"picture PSNR: {_decibels(values['image_psnr'])}", f"SSIM: {_spread(values['ssim'], '.3f')}"]
     return "\n".join([*lines, *_on_the_way(a, b), MEANING])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..vq_core.errors import VQError
 from ..vq_core.file_names import safe_stem
-from . import files, host, kept_files
+from . import files, gallery, host, kept_files
 from .jobs import job
 from .quantize import METHODS, TEXT_ENCODER_BITS
 
@@ -95,7 +95,8 @@ def report(query: Mapping[str, str]) -> Page:
     if name is None or name == files.NONE_YET:
         raise NotListed("expected the name of a VQ file, got none")
     path = files.vq_path(name)
-    return Page("".join(file_page(path)), f"{safe_stem(path.stem)}-report.html" if query.get("download") else "")
+    page = file_page(path, gallery.drawings(path))
+    return Page("".join(page), f"{safe_stem(path.stem)}-report.html" if query.get("download") else "")
 
 
 def prompts(_query: Mapping[str, str]) -> dict:
@@ -137,7 +138,10 @@ def chosen_plan(query: Mapping[str, str]):
 
 
 def _earlier(path: Path, nbytes: int, plan) -> dict:
-    """"measured": {file, error} at this very plan; "compared": {file, lines}, what pictures of any rate said."""
+    """"measured": {file, error} at this very plan; "compared": {file, lines}, what pictures of any rate said.
+
+    A comparison attached to a file goes before what Compare (VQ) drew here: it has more prompts.
+    """
     from ..vq_core.describe import comparison_lines
     from ..vq_core.earlier_results import results_of
 
@@ -147,7 +151,8 @@ def _earlier(path: Path, nbytes: int, plan) -> dict:
     if same is not None:
         out["measured"] = {"file": same.file, "error": same.unet_error}
     seen = next((r for r in results if r.comparison), None)
-    out["compared"] = None if seen is None else {"file": seen.file, "lines": comparison_lines(seen.comparison)[1:]}
+    out["compared"] = gallery.compared(path.name, results) if seen is None else {
+        "file": seen.file, "lines": comparison_lines(seen.comparison)[1:]}
     return out
 
 

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 
 from .arch import UNET_PREFIX
+from .compare.gallery import unet_id
 from .compare.short import stored_comparison
 from .container import Reader
 from .errors import VQError
@@ -23,6 +24,7 @@ class Result:
     plan: dict
     unet_error: float | None               # squared error over squared norm, mean over the coded UNet weights
     comparison: dict | None                # compare/short.py
+    unet: str | None                       # compare/gallery.py, unet_id
 
 
 def results_of(name: str, nbytes: int, paths: Iterable[Path]) -> list[Result]:
@@ -45,11 +47,11 @@ def results_of(name: str, nbytes: int, paths: Iterable[Path]) -> list[Result]:
 @lru_cache(maxsize=256)
 def _read(path: Path, _time: int, _size: int) -> Result:
     with Reader(path) as reader:
-        metadata, report = reader.metadata, read_report(reader)
+        metadata, report, unet = reader.metadata, read_report(reader), unet_id(reader)
     source, plan = json_field(metadata, "vqpack.source", {}), json_field(metadata, "vqpack.plan", {})
     source = source if isinstance(source, dict) else {}
     return Result(path.name, (source.get("name"), source.get("bytes")), plan if isinstance(plan, dict) else {},
-                  _unet_error(report.get("layers")), stored_comparison(report))
+                  _unet_error(report.get("layers")), stored_comparison(report), unet)
 
 
 def _unet_error(rows) -> float | None:

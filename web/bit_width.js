@@ -98,8 +98,11 @@ export function bitWidth(target) {
     said.textContent = sentence;
   }
 
+  const gone = new AbortController();
+  server.on("execution_success", refresh, gone.signal); // a file was made, or Compare (VQ) drew with one
   refresh();
-  return { element, refresh, close: () => { closed = true; clearTimeout(waiting); clearTimeout(measuring); } };
+  const close = () => { closed = true; gone.abort(); clearTimeout(waiting); clearTimeout(measuring); };
+  return { element, refresh, close };
 }
 
 function errorText(found) {

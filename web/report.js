@@ -17,8 +17,11 @@ export function showReport(file) {
   dialog.showModal();
 }
 
-/** A button in a node that opens a file's report; fileOf(node, what the node showed last) -> its name or "". */
-export function addReportButton(node, fileOf) {
+/**
+ * A button in a node that opens a file's report; fileOf(node, what the node showed last) -> its name or "";
+ * none: what is said then.
+ */
+export function addReportButton(node, fileOf, none = "There is no VQ file yet: run the node first.") {
   let shown;
   const executed = node.onExecuted;
   node.onExecuted = function (output, ...rest) {
@@ -28,7 +31,7 @@ export function addReportButton(node, fileOf) {
   const widget = node.addWidget?.("button", "open report", null, () => {
     const file = fileOf(node, shown);
     if (file) showReport(file);
-    else say("There is no VQ file yet: run the node first.");
+    else say(none);
   }, { serialize: false });
   if (widget) widget.serialize = false;
 }

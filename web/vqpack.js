@@ -14,9 +14,12 @@ const COMMAND = "vqpack.quantize";
 const NOTHING = "(no VQ file found)";
 const classOf = (node) => node?.comfyClass ?? node?.type;
 
+const shownFile = (_, shown) => shown?.vq_file?.[0] ?? "";
+
 const ADDITIONS = {
-  [QUANTIZE]: (node) => { addPanel(node); addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? ""); },
-  VQQuantizeModel: (node) => { addPanel(node); addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? ""); },
+  [QUANTIZE]: (node) => { addPanel(node); addReportButton(node, shownFile); },
+  VQQuantizeModel: (node) => { addPanel(node); addReportButton(node, shownFile); },
+  VQCompare: (node) => addReportButton(node, shownFile, "Connect a VQ file as model B and run the node."),
   VQCalibrate: addPromptTools,
   VQTune: addPromptTools,
   VQReport: (node) => addReportButton(node, (_, shown) => shown?.vq_file?.[0] ?? fileIn(node)),

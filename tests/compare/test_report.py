@@ -112,7 +112,7 @@ def test_tables_and_chart(page):
 def test_many_pictures_show_the_worst_and_some(data):
     many = [{**data["pictures"][0], "index": [i, 0], "values": {"B": {**VALUES, "latent_psnr": 100.0 - i}}}
             for i in range(200)]
-    shown, note = report_module._shown(many)
+    shown, note = report_module.shown_rows(many)
     assert len(shown) == report_module.MOST_SHOWN and "of 200 pictures" in note
     indices = [row["index"][0] for row in shown]
     assert indices == sorted(indices) and set(range(180, 200)) <= set(indices) and min(indices) < 20

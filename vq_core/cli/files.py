@@ -27,8 +27,10 @@ def run_report(args) -> int:
     from pathlib import Path
 
     from ..compare.file_page import write_file_page
+    from ..compare.file_pictures import of_comparison
 
-    print(write_file_page(args.file, args.output or Path(args.file).with_suffix(".html")))
+    drawings = [of_comparison(args.file, args.comparison)] if args.comparison else []
+    print(write_file_page(args.file, args.output or Path(args.file).with_suffix(".html"), drawings))
     return 0
 
 

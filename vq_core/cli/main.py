@@ -140,6 +140,7 @@ def _add_report(commands) -> None:
     p = commands.add_parser("report", help="what a file lost, as one HTML page")
     p.add_argument("file")
     p.add_argument("-o", "--output", metavar="PAGE", help="default: FILE with the ending .html")
+    p.add_argument("--comparison", metavar="DIR", help="folder of a `vqpack compare` of FILE, whose pictures are shown")
     p.set_defaults(run=run_report)
 
 

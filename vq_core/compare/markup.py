@@ -4,15 +4,23 @@ from __future__ import annotations
 import html
 import math
 import re
+import unicodedata
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 LONGEST = 4000
+_SAID = 400                                # characters of a foreign text in a line
 
 
 def text(value: object) -> str:
     """Escaped, without control characters, at most LONGEST long."""
     plain = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
     return html.escape(plain if len(plain) <= LONGEST else plain[:LONGEST] + "…", quote=True)
+
+
+def shortened(value: object) -> str:
+    """Foreign text without direction marks, which a page that is copied from would carry on; not escaped."""
+    said = "".join(c for c in str(value) if unicodedata.category(c) != "Cf")
+    return said if len(said) <= _SAID else f"{said[:_SAID]}… ({len(said)} characters)"
 
 
 def bdi(value: object) -> str:

@@ -34,10 +34,12 @@ def write_text(path: Path, pieces) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file; it appears under its name when it is complete."""
+    """Write a whole file; it appears under its name when it is complete. Never through a link."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data)
+        part.unlink(missing_ok=True)
+        with open(part, "xb") as file:
+            file.write(data)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -53,3 +55,8 @@ def plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf" if value > 0 else "-inf"
     return value
+
+
+def numeric(value: float | str | None) -> float:
+    """The number behind what `plain` made of one."""
+    return math.nan if value is None else float(value)

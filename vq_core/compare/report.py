@@ -86,7 +86,7 @@ def _meanings(data: dict) -> Iterator[str]:
 
 
 def _pictures(data: dict, picture) -> Iterator[str]:
-    rows, note = _shown(data["pictures"])
+    rows, note = shown_rows(data["pictures"])
     yield ("<h2>Pictures</h2><div class=\"tools\"><label>Order: <select id=\"order\"><option value=\"index\">as listed"
            "</option><option value=\"worst\">largest difference first</option></select></label>" + HINT + "</div>")
     if note:
@@ -101,7 +101,7 @@ def _pictures(data: dict, picture) -> Iterator[str]:
     yield "</div>" + VIEW
 
 
-def _shown(pictures: list[dict]) -> tuple[list[dict], str]:
+def shown_rows(pictures: list[dict]) -> tuple[list[dict], str]:
     """At most MOST_SHOWN: half with the largest differences, the others evenly from the rest; in their order."""
     if len(pictures) <= MOST_SHOWN:
         return pictures, ""
