@@ -35,8 +35,10 @@ def keep(model_a, model_b, settings: Settings, values: Mapping[str, Sequence[flo
 
 def about(model) -> dict:
     """For the page (web/): the VQ file a MODEL comes from, {} where it is none or no longer listed."""
-    path = live.source_file(model) if getattr(model.model, "vq_base", None) else None
-    name = files.name_of(path) if path else None
+    path = getattr(model.model, "vq_path", None)
+    if path is None:
+        return {}
+    name = files.name_of(path)
     return about_file(name) if name in files.vq_files() else {}
 
 

@@ -52,7 +52,7 @@ def load_diffusion_model(path: str | Path, memory_mode: str = COMPRESSED, keep_b
     model = host.state_dict_to_diffusion_model(_unet_only(sd), metadata, operations, dynamic)
     if model is None:
         raise UnsupportedError(f"'{Path(path).name}' holds no diffusion model that this ComfyUI recognizes")
-    model.model.vq_base, model.model.vq_name = metadata[_BASE], Path(path).name
+    _name(model, path, metadata)
     _set_up(adopt(model), path, memory_mode, keep_bytes, activations, metadata)
     _remember(model, _reload_diffusion_model, path, memory_mode, keep_bytes, activations)
     return model
@@ -100,8 +100,13 @@ def _load(path, memory_mode: str, parts: dict[str, bool], activations: str = FUL
     if clip is not None:
         adopt(clip.patcher)
     if model is not None:
-        model.model.vq_base, model.model.vq_name = metadata[_BASE], Path(path).name
+        _name(model, path, metadata)
     return adopt(model), clip, vae
+
+
+def _name(model, path, metadata: dict[str, str]) -> None:
+    """Note on the host's model, which all clones of a MODEL share, what file it is."""
+    model.model.vq_base, model.model.vq_path, model.model.vq_name = metadata[_BASE], Path(path), Path(path).name
 
 
 def _operations(memory_mode: str, activations: str = FULL) -> type:

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
+from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 from cases_features import conditioning, controlled, controlnet  # starts ComfyUI
@@ -18,11 +21,14 @@ import comfy.model_management  # isort: skip
 import comfy.sd  # isort: skip
 import nodes as host_nodes  # isort: skip
 import torch  # isort: skip
+from PIL import Image  # isort: skip
 from comfy_execution.graph_utils import ExecutionBlocker  # isort: skip
 from vqpack.nodes import files, host  # isort: skip
 from vqpack.nodes.compare import VQCompare  # isort: skip
 from vqpack.nodes.inspect import VQInspect  # isort: skip
+from vqpack.nodes.loading import load_checkpoint  # isort: skip
 from vqpack.nodes.report import VQReport  # isort: skip
+from vqpack.vq_core.compare import gallery  # isort: skip
 from vqpack.vq_core.compare.attach import attach  # isort: skip
 from vqpack.vq_core.container import Reader  # isort: skip
 from vqpack.vq_core.inspection import content_id, json_field  # isort: skip
@@ -39,11 +45,16 @@ def node(cls, **inputs):
     return out.args, out.ui
 
 
-def compare(a, b, positive=None, **more):
-    """The node with small settings -> outputs"""
+def run_compare(a, b, positive=None, **more):
+    """The node with small settings -> outputs, ui"""
     inputs = {"positive": positive or conditioning(2), "negative": conditioning(3), "seed": SEED, "steps": STEPS,
               "cfg": CFG, "sampler_name": "euler", "scheduler": "normal", "width": 128, "height": 128, "batch_size": 1}
-    return node(VQCompare, model_a=a, model_b=b, **{**inputs, **more})[0]
+    return node(VQCompare, model_a=a, model_b=b, **{**inputs, **more})
+
+
+def compare(a, b, positive=None, **more):
+    """Its outputs."""
+    return run_compare(a, b, positive, **more)[0]
 
 
 def sampled(model, positive=None, count: int = 1, sampler: str = "euler") -> torch.Tensor:
@@ -78,6 +89,7 @@ def catch_shown() -> None:
 
 def case_both() -> dict:
     """In one process: starting one takes longer than the reports."""
+    files.register_folders()
     return {"compare": case_compare(), "report": case_report()}
 
 
@@ -112,6 +124,7 @@ def case_compare() -> dict:
                                                          for m in (stock, lora)))}
     coded = compare(stock, ours())
     found["vq"] = coded[2]
+    found["kept"] = kept(stock, vae)
     return found | trouble(stock, lora)
 
 
@@ -121,6 +134,34 @@ def _has_image_compare() -> bool:
     except ImportError:
         return False
     return True
+
+
+def kept(stock, vae) -> dict:
+    """What stays of Compare (VQ) for reports: of B from a VQ file with pictures, and of nothing else."""
+    root = Path(host.folder_paths.get_system_user_directory("vqpack")) / "comparisons"
+    shutil.rmtree(root, ignore_errors=True)              # of another host
+    vq, out = ours(), {}
+    compare(stock, with_lora(stock, 0.2), vae=vae)
+    compare(stock, vq)
+    compare(vq, stock, vae=vae)
+    out["none"] = not root.exists()
+    pictures = compare(stock, with_lora(vq, 0.2), vae=vae, batch_size=5)[:2]
+    with Reader(VQ) as reader:
+        (run,) = gallery.runs(root, gallery.unet_id(reader))
+        pairs = gallery.pictures(root, gallery.unet_id(reader), run)
+    wanted = [[Image.fromarray((x * 255).round().to(torch.uint8).numpy()) for x in both] for both in zip(*pictures)]
+    out["pictures"] = [Image.open(BytesIO(png)).tobytes() == image.tobytes()
+                       for pngs, images in zip(pairs, wanted) for png, image in zip(pngs, images)]
+    out["names"] = [run.a.name, run.b.name]
+    out["patched"] = [run.a.patched, run.b.patched > 0, list(run.b.beside)]
+    out["values"] = {name: len(values) for name, values in run.values.items()}
+    out["unlisted"] = run_compare(stock, vq)[1].get("vq_file")
+    folder = FILES / "base" / "models" / "vq_checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compared.safetensors").write_bytes(Path(VQ).read_bytes())
+    listed = with_lora(load_checkpoint(folder / "compared.safetensors")[0], 0.2)
+    out["listed"] = run_compare(stock, listed)[1].get("vq_file")
+    return out
 
 
 def trouble(stock, lora) -> dict:
@@ -169,7 +210,6 @@ def comparison(path) -> dict:
 def case_report() -> dict:
     """Report and Inspect of a file without and with a comparison, and of files other tools wrote."""
     catch_shown()
-    files.register_folders()
     folder = FILES / "base" / "models" / "vq_checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.json").write_text(json.dumps(comparison(VQ)), encoding="utf-8")

@@ -5,12 +5,13 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import time
 from urllib.parse import quote
 
 import aiohttp
 import server
-from server import BASE, VQ_FOLDER, Browser, files, quantize
+from server import BASE, VQ_FOLDER, Browser, files, load, quantize
 from yarl import URL
 
 NAMES = 1000
@@ -111,6 +112,41 @@ async def links(browser: Browser) -> dict:
             "files": files(), "shown": done["shown"].get("make")}
 
 
+def comparison(seed: int) -> dict:
+    """Compare (VQ) of the checkpoint and the file made of it."""
+    inputs = {"model_a": ["stock", 0], "model_b": ["vq", 0], "positive": ["cond", 0], "negative": ["cond", 0],
+              "seed": seed, "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "width": 128,
+              "height": 128, "batch_size": 2, "vae": ["stock", 2]}
+    return {"stock": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny.safetensors"}},
+            "vq": load("made.safetensors"), "cond": {"class_type": "ZeroConditioning", "inputs": {}},
+            "compare": {"class_type": "VQCompare", "inputs": inputs}}
+
+
+async def compared(browser: Browser, session, url: str) -> dict:
+    """What the panel and the report know before and after Compare (VQ) ran, and where nothing can be kept."""
+    async def seen() -> dict:
+        estimate = await browser.get("/vqpack/estimate?checkpoint=tiny.safetensors&method=palette&bits=2")
+        pages = []
+        for more in ("", "&download=1"):
+            async with session.get(f"{url}/vqpack/report?file=made.safetensors{more}") as answer:
+                pages.append((await answer.text()).split("<h2>Weight error</h2>")[0])
+        return {"compared": estimate["compared"], "pictures": [page.count("<figure>") for page in pages],
+                "words": pages[0].split("<h2>Pictures</h2>")[-1].split("<section")[0], "same": pages[0] == pages[1]}
+
+    private = BASE / "user" / "__vqpack"
+    found = {"before": await seen(), "run": await browser.run(comparison(5)), "after": await seen(),
+             "again": await browser.run(comparison(6)), "twice": await seen()}
+    found["kept"] = sorted(path.suffix for path in private.rglob("*") if path.is_file())
+    found["paths"] = [path.name for path in private.rglob("*.json") if str(BASE) in path.read_text(encoding="utf-8")]
+    found["served"] = await browser.status(f"/userdata/..%2F__vqpack%2F{quote(found['kept'][0])}")
+    shutil.rmtree(private)
+    private.write_bytes(b"in the way")
+    found["unwritable"] = (await browser.run(comparison(7)))["end"]
+    found["log"] = [line for line in (BASE / "server.log").read_text(encoding="utf-8").splitlines()
+                    if "cannot be kept" in line]
+    return {**found, "afterwards": await seen()}
+
+
 async def story(url: str) -> dict:
     async with aiohttp.ClientSession() as session:
         browser = Browser(session, url)
@@ -123,6 +159,7 @@ async def story(url: str) -> dict:
         found["methods"] = await methods(session, url)
         found["estimates"] = await estimates(session, url)
         found["untouched"] = snapshot() == before
+        found["comparison"] = await compared(browser, session, url)
         found["links"] = await links(browser)
         (CHECKPOINTS / "holes.safetensors").unlink()
         found["gone"] = await asked(session, url, "estimate", "checkpoint", "holes.safetensors")

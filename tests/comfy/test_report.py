@@ -93,6 +93,19 @@ def test_stopping_and_going_on(compared):
     assert values == sorted(values) and values[0] == 0 and values[-1] == 1000
 
 
+def test_pictures_with_a_vq_file_are_kept_for_its_report(compared):
+    kept = compared["kept"]
+    assert kept["none"]                                  # of other models, without pictures, or where B is none
+    assert kept["pictures"] == [True] * 8                # four pairs of five, as they were drawn
+    assert kept["values"] == {"latent_psnr": 5, "image_psnr": 5, "ssim": 5}
+    assert kept["names"][0] in ("dense.safetensors", "")                # 0.8 does not say what a model was loaded from
+    assert kept["names"][1] == "tiny-vq.safetensors" and kept["patched"] == [0, True, []]
+
+
+def test_the_report_can_be_opened_where_the_file_is_listed(compared):
+    assert compared["kept"]["unlisted"] is None and compared["kept"]["listed"] == ["compared.safetensors"]
+
+
 def test_report_says_what_was_lost(reported):
     text = reported["plain"]["text"]
     assert text.startswith("plain.safetensors\nsdxl-like, ") and "plan: UNet palette 3, " in text and "4 rules" in text

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import sys
 
 import pytest
 
 from .conftest import ROOT, make_base, observed
+from .test_server import CONDITIONING
 
 
 def write_holes(path):
@@ -31,7 +33,8 @@ def write_holes(path):
 
 @pytest.fixture(scope="module")
 def found(comfyui, files, tmp_path_factory):
-    base = make_base(tmp_path_factory.mktemp("routes"), checkpoints=files / "tiny.safetensors")
+    base = make_base(tmp_path_factory.mktemp("routes"), {"testing": CONDITIONING},
+                     checkpoints=files / "tiny.safetensors")
     write_holes(base / "models" / "checkpoints" / "holes.safetensors")
     return observed("server_routes.py", comfyui, base)
 
@@ -97,3 +100,29 @@ def test_the_report_is_a_page_that_reaches_nothing(found):
     assert headers["content-security-policy"] == "sandbox allow-scripts"
     assert headers["content-disposition"] == "attachment; filename*=UTF-8''made-report.html"
     assert "default-src 'none'" in report["text"] and "made.safetensors" in report["text"]
+
+
+def test_compare_puts_its_pictures_into_the_report_and_its_number_into_the_panel(found):
+    story = found["comparison"]
+    assert story["before"]["compared"] is None and story["before"]["pictures"] == [0, 0]
+    assert story["run"]["end"] == "execution_success"
+    assert story["run"]["shown"]["compare"]["vq_file"] == ["made.safetensors"]
+    after = story["after"]
+    assert after["pictures"] == [4, 4] and after["same"]                # two of each, also where it is saved
+    assert "A: tiny.safetensors, B: this file" in after["words"] and "seed 5" in after["words"]
+    said = re.search(r"latent PSNR: median ([\d.]+)", story["run"]["shown"]["compare"]["text"][0])[1]
+    assert f"Latent PSNR {said} dB" in after["words"] and "patch" not in after["words"]
+    assert after["compared"]["file"] == "made.safetensors"
+    assert after["compared"]["lines"] == [f"Latent PSNR {said} dB against tiny.safetensors, 2 pictures"]
+    assert story["twice"]["pictures"] == [8, 8] and "seed 6" in story["twice"]["words"]              # newest first
+
+
+def test_what_compare_keeps_is_small_and_private(found):
+    story = found["comparison"]
+    assert story["kept"] == [".json"] * 2 + [".png"] * 8 and story["paths"] == [] and story["served"] in (403, 404)
+
+
+def test_compare_goes_on_where_nothing_can_be_kept(found):
+    story = found["comparison"]
+    assert story["unwritable"] == "execution_success" and len(story["log"]) == 1
+    assert story["afterwards"]["compared"] is None and story["afterwards"]["pictures"] == [0, 0]
