@@ -60,7 +60,7 @@ def compared(checkpoint: str, results: Iterable) -> dict | None:
     if not found:
         return None
     _, file, run = min(found, key=lambda one: one[0])
-    return {"file": file, "lines": [summary_line(run)]}
+    return {"file": file, "lines": [summary_line(run, checkpoint)]}
 
 
 def _root() -> Path | None:

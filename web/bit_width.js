@@ -17,7 +17,7 @@ const ROWS = [["size", "File size"], ["memory", "Memory"], ["error", "Weight err
  * @returns {element, refresh, close}
  */
 export function bitWidth(target) {
-  const cells = Object.fromEntries(ROWS.map(([key]) => [key, make("dd")]));
+  const cells = Object.fromEntries(ROWS.map(([key]) => [key, make("dd", { class: `vq-of-${key}` })]));
   const label = unique("bits");
   const shown = make("output", { class: "vq-rate" });
   const slider = make("input", { type: "range", min: 0, step: 1, "aria-labelledby": label });
@@ -88,8 +88,9 @@ export function bitWidth(target) {
     cells.error.textContent = errorText(found);
     cells.time.textContent = found.seconds === null ? "not measured yet" : `${duration(found.seconds)} on this machine`;
     cells.pictures.textContent = found.compared
-      ? `measured: ${found.compared.file}, ${(found.compared.lines[0] ?? "").trim().replace(/\s+/g, " ")}`
+      ? `measured: ${(found.compared.lines[0] ?? "").trim().replace(/\s+/g, " ")} in ${found.compared.file}`
       : "not measured on this checkpoint";
+    cells.pictures.title = found.compared ? [found.compared.file, ...found.compared.lines].join("\n") : "";
     said.textContent = locked;
   }
 

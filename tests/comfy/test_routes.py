@@ -113,7 +113,7 @@ def test_compare_puts_its_pictures_into_the_report_and_its_number_into_the_panel
     said = re.search(r"latent PSNR: median ([\d.]+)", story["run"]["shown"]["compare"]["text"][0])[1]
     assert f"Latent PSNR {said} dB" in after["words"] and "patch" not in after["words"]
     assert after["compared"]["file"] == "made.safetensors"
-    assert after["compared"]["lines"] == [f"Latent PSNR {said} dB against tiny.safetensors, 2 pictures"]
+    assert after["compared"]["lines"] == [f"Latent PSNR {said} dB, 2 pictures"]
     assert story["twice"]["pictures"] == [8, 8] and "seed 6" in story["twice"]["words"]              # newest first
 
 

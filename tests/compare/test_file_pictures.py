@@ -105,9 +105,11 @@ def test_a_page_with_pictures_says_no_more_that_nothing_was_measured(tmp_path, m
 
 
 def test_one_line_for_the_panel():
-    assert summary_line(RUN) == "Latent PSNR ∞ dB against original.safetensors, 2 pictures, LoRA or other patches on"
-    plain = replace(RUN, a=Side(""), b=Side("x"), settings=replace(SETTINGS, count=1), values={"latent_psnr": [-1.5]})
-    assert summary_line(plain) == "Latent PSNR −1.5 dB against a model whose file is not known, 1 picture"
+    assert summary_line(RUN, "original.safetensors") == "Latent PSNR ∞ dB, 2 pictures, LoRA or other patches on"
+    plain = replace(RUN, b=Side("x"), settings=replace(SETTINGS, count=1), values={"latent_psnr": [-1.5]})
+    assert summary_line(plain, "other") == "Latent PSNR −1.5 dB against original.safetensors, 1 picture"
+    unknown = replace(plain, a=Side(""))
+    assert summary_line(unknown, "x") == "Latent PSNR −1.5 dB against a model whose file is not known, 1 picture"
 
 
 def test_the_pictures_of_a_comparison(report, files):

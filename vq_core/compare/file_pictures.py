@@ -84,11 +84,12 @@ def section(drawings: Sequence[Drawing]) -> Iterator[str]:
     yield tag("p", MEANING, "soft small") + VIEW
 
 
-def summary_line(run: Run) -> str:
-    """`Latent PSNR 21.5 dB against model.safetensors, 1 picture`: of all pictures of a run, in one line."""
+def summary_line(run: Run, checkpoint: str) -> str:
+    """`Latent PSNR 21.5 dB, 1 picture`: of all pictures of a run, and what A was where it was not `checkpoint`."""
     metric = next(m for m in METRICS if m.name == "latent_psnr")
+    against = "" if run.a.name == checkpoint else f" against {run.a.name or _NO_NAME}"
     patched = ", LoRA or other patches on" if _patched(run) else ""
-    return (f"{metric.title} {_shown(median(run.values[metric.name]), metric)} against {run.a.name or _NO_NAME}, "
+    return (f"{metric.title} {_shown(median(run.values[metric.name]), metric)}{against}, "
             f"{_count(run.settings.count, 'picture')}{patched}")
 
 
