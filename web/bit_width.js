@@ -88,7 +88,7 @@ export function bitWidth(target) {
     cells.error.textContent = errorText(found);
     cells.time.textContent = found.seconds === null ? "not measured yet" : `${duration(found.seconds)} on this machine`;
     cells.pictures.textContent = found.compared
-      ? `measured: ${(found.compared.lines[0] ?? "").trim().replace(/\s+/g, " ")} in ${found.compared.file}`
+      ? `measured: ${(found.compared.lines[0] ?? "").trim().replace(/\s+/g, " ")}, ${found.compared.file}`
       : "not measured on this checkpoint";
     cells.pictures.title = found.compared ? [found.compared.file, ...found.compared.lines].join("\n") : "";
     said.textContent = locked;
@@ -100,7 +100,7 @@ export function bitWidth(target) {
   }
 
   const gone = new AbortController();
-  server.on("execution_success", refresh, gone.signal); // a file was made, or Compare (VQ) drew with one
+  server.onSuccess(refresh, gone.signal); // a file was made, or Compare (VQ) drew with one
   refresh();
   const close = () => { closed = true; gone.abort(); clearTimeout(waiting); clearTimeout(measuring); };
   return { element, refresh, close };

@@ -56,3 +56,6 @@ const shortened = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST)}â
 
 /** Take a prompt out of the queue, or stop it where it runs. */
 export const cancel = (id, running) => (running ? api.interrupt(id) : api.deleteItem("queue", id));
+
+/** act() whenever a run that this page has queued ended well, until the signal. */
+export const onSuccess = (act, signal) => api.addEventListener("execution_success", () => act(), { signal });

@@ -56,6 +56,15 @@ def test_scripts_are_small_and_make_no_markup(path):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_use_what_a_whole_module_exports(path):
+    text = path.read_text(encoding="utf-8")
+    for name, module in re.findall(r'import \* as (\w+) from "\./([^"]+)"', text):
+        exported = re.findall(r"^export (?:async )?(?:const|function) (\w+)",
+                              (ROOT / "web" / module).read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(re.findall(rf"\b{name}\.(\w+)", text)) - {"js"} <= set(exported)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_import_what_there_is(path):
     for name in re.findall(r'from "([^"]+)"', path.read_text(encoding="utf-8")):
         if name.startswith("../"):
