@@ -110,7 +110,9 @@ def test_large_pictures_are_made_smaller(tmp_path):
     lambda d: d.pop("a"), lambda d: d["a"].update(name=5), lambda d: d["b"].update(patched=True),
     lambda d: d["b"].update(beside="text"), lambda d: d["b"].update(beside=["x"] * 100),
     lambda d: d["b"].update(beside=[[]]), lambda d: d["settings"].update(count=10**9),
-    lambda d: d["settings"].update(count=0), lambda d: d["settings"].update(seed=2**64),
+    lambda d: d.update(settings={**d["settings"], "count": 0}, values=dict.fromkeys(d["values"], []), pictures=[]),
+    lambda d: d.update(settings={**d["settings"], "count": 65}, values=dict.fromkeys(d["values"], [1.0] * 65)),
+    lambda d: d["settings"].update(seed=2**64),
     lambda d: d["settings"].update(cfg="inf"), lambda d: d["settings"].update(sampler=None),
     lambda d: d["values"].update(ssim=[0.5]), lambda d: d["values"].update(ssim=[0.5, "<b>"]),
     lambda d: d["values"].update(ssim=[0.5, [1]]), lambda d: d.update(values=[]), lambda d: d.update(pictures=7),
@@ -130,10 +132,11 @@ def test_what_is_no_run_is_none(text):
 def test_hostile_files_in_the_folder(tmp_path):
     gallery.keep(tmp_path, UNET, RUN, [pair(), pair(3)])
     folder, good = tmp_path / UNET, kept(tmp_path)
-    (folder / "huge.json").write_bytes(json_of(tmp_path).read_bytes() + b" " * 70_000)
+    path = json_of(tmp_path)
+    (folder / "huge.json").write_bytes(path.read_bytes() + b" " * 70_000)
     (folder / "binary.json").write_bytes(bytes(range(256)))
     (folder / "folder.json").mkdir()
-    (folder / "link.json").symlink_to(json_of(tmp_path))
+    (folder / "link.json").symlink_to(path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe.json")                                # reading it would wait for ever
     assert kept(tmp_path) == good
