@@ -83,7 +83,8 @@ def refused(call, *arguments, **more) -> str:
 
 def catch_shown() -> None:
     """A server as far as nodes know it: what is sent to the browser is kept."""
-    instance = SimpleNamespace(send_progress_text=lambda text, node_id: SHOWN.append((text, node_id)))
+    instance = SimpleNamespace(send_progress_text=lambda text, node_id: SHOWN.append((text, node_id)),
+                               prompt_queue=SimpleNamespace(get_current_queue_volatile=lambda: ([], [])))
     sys.modules["server"] = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
 
 
