@@ -56,7 +56,7 @@ const renewLists = () => app.reloadNodeDefs?.() ?? app.refreshComboInNodes?.();
 export async function openWith(file) {
   const loras = await server.options("LoraLoader", "lora_name");
   const workflow = await server.template(loras.length ? "lora_stack" : "load_and_sample");
-  let free = true; // a loader of a LoRA that is not there gets the first in the list, as a new node would; only one works
+  let free = true; // a loader of an absent LoRA gets the first in the list, as a new node would; only one of them works
   for (const node of workflow.nodes) {
     const values = node.widgets_values;
     if (node.type === "VQCheckpointLoader") values[0] = file;
