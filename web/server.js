@@ -38,7 +38,7 @@ export async function options(node, input) {
   return Array.isArray(spec[0]) ? spec[0] : spec[1]?.options ?? [];
 }
 
-/** Queue a prompt of its own -> its id; throws what the server says against it. The graph on the page is not touched. */
+/** Queue a prompt of its own -> its id; throws what the server says against it. The graph is not touched. */
 export async function queue(prompt, workflow) {
   let answer;
   try {
