@@ -107,6 +107,19 @@ class Page:
         """A button by its name."""
         self.page.get_by_role("button", name=name, exact=True).last.click()
 
+    def click_widget(self, node: int, name: str) -> None:
+        """A node's button: an element in Nodes 2.0, drawn on the canvas in the classic renderer."""
+        element = self.page.locator(f'[data-node-id="{node}"]').get_by_text(name, exact=True)
+        if element.count():
+            element.first.click()
+            return
+        self.page.mouse.click(*self.page.evaluate(
+            f"""([id, name]) => {{ const node = ({NODE})(id), box = app.canvas.canvas.getBoundingClientRect();
+                const widget = node.widgets.find(w => w.name === name);
+                const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2,
+                                                                    node.pos[1] + widget.last_y + 10]);
+                return [x + box.left, y + box.top]; }}""", [node, name]))
+
     def run(self) -> str:
         """The Run button -> how the prompt ended."""
         self.page.evaluate("""window.ended = ""; for (const name of ["execution_success", "execution_error",

@@ -18,7 +18,7 @@ URL, BASE, SHOTS, CHROMIUM, SERVER, RENDERER = sys.argv[1], *map(Path, sys.argv[
 HERE = Path(__file__).resolve().parent
 FOLDER = BASE / "models" / "vq_checkpoints"
 SLIDER = "input[type=range]"
-LOADER, QUANTIZER = 1, 7
+LOADER, QUANTIZER, COMPARE = 1, 7, 5
 
 
 def to_a_picture(page: Page) -> dict:
@@ -226,11 +226,32 @@ def filled(page: Page) -> dict:
         subprocess.run(["umount", str(FOLDER)], check=True)
 
 
+def measured(page: Page) -> dict:
+    """Compare (VQ) has run: the panel says so, and the report shows both pictures over each other."""
+    page.open_workflow(HERE / "compare.json")
+    page.page.locator(".vq-bits").first.wait_for()
+    found = {"before": page.text(".vq-bits dl"), "end": page.run()}
+    page.page.wait_for_function("document.querySelector('.vq-bits dl')?.textContent.includes('Latent PSNR')")
+    found["after"] = page.text(".vq-bits dl")
+    page.shot("measured")
+    page.click_widget(COMPARE, "open report")
+    report = page.page.frame_locator(".vq-report iframe")
+    report.locator(".pictures button").last.click()
+    report.locator("#view[open]").wait_for()
+    page.page.keyboard.press("ArrowRight")
+    page.shot("slider")
+    found["shares"] = report.locator("#view input[type=range]").input_value()
+    page.page.keyboard.press("Escape")
+    page.press("Close")
+    return found
+
+
 def story(playwright, vue: bool) -> dict:
     page = Page(playwright, URL, vue, SHOTS, CHROMIUM)
     try:
         found = {"vue": page.page.evaluate("LiteGraph.vueNodesMode === true")}
-        for step in (to_a_picture, cancelled, in_a_node, in_a_subgraph, reloaded, closed, deleted, filled):
+        for step in (to_a_picture, cancelled, in_a_node, in_a_subgraph, reloaded, measured, closed, deleted,
+                     filled):
             found[step.__name__] = step(page)
         return {**found, "log": page.log}
     except Exception:

@@ -94,6 +94,12 @@ def test_a_disk_that_fills_up(found):
     filled = found["filled"]
     if not filled:
         pytest.skip("no small file system can be mounted here")
-    assert "disk is full" in filled["said"] and "\n" not in filled["said"]
+    assert "is full: free some space" in filled["said"] and "\n" not in filled["said"]
     assert not [name for name in filled["left"] if name.endswith((".safetensors", ".part"))]
     assert "full.safetensors" in filled["then"]         # the same again goes on from what was coded
+
+
+def test_compare_ends_not_measured(found):
+    measured = found["measured"]
+    assert "not measured on this checkpoint" in measured["before"] and measured["end"] == "execution_success"
+    assert "measured: Latent PSNR" in measured["after"] and measured["shares"] not in ("", "0", "50")
