@@ -43,6 +43,7 @@ def visit(page: Page) -> dict:
     visitor.click("Quantize (VQ)…", page.page.get_by_text("Quantize (VQ)…", exact=True).last)
     page.page.wait_for_selector(".vq-dialog[open]")
     page.page.wait_for_function("document.querySelector('.vq-dialog dd').textContent.includes('MB')")
+    page.page.wait_for_function("document.querySelector('.vq-dialog dl').textContent.includes('on this machine')")
     page.shot("first-2-dialog")
     visitor.click("Quantize", page.page.get_by_role("button", name="Quantize", exact=True).last)
     page.page.wait_for_selector(".vq-job .vq-picture:not([hidden])")
