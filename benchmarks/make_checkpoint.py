@@ -68,6 +68,27 @@ def weights(name: str, shape: tuple[int, ...], seed: int, trained_like: bool) ->
 def write_checkpoint(shapes: dict[str, tuple[int, ...]], out: str | os.PathLike, seed: int = 0,
                      trained_like: bool = False) -> Path:
     """Write all tensors of `shapes`, sorted by name, one at a time."""
+    out = Path(out)
+    part = out.with_name(out.name + ".part")
+    with open(part, "wb") as file:
+        file.write(_header(shapes)[0])
+        for name in sorted(shapes):
+            file.write(np.ascontiguousarray(values(name, shapes[name], seed, trained_like)).tobytes())
+    os.replace(part, out)
+    return out
+
+
+def write_holes(shapes: dict[str, tuple[int, ...]], out: str | os.PathLike) -> Path:
+    """The same with zeros for weights, none of which take room on the disk."""
+    header, size = _header(shapes)
+    with open(out, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + size)
+    return Path(out)
+
+
+def _header(shapes: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
+    """-> (framed header, bytes of data behind it)"""
     header, offset = {"__metadata__": {"note": "random weights, for tests only"}}, 0
     for name in sorted(shapes):
         kind, size = ("I64", 8) if name.endswith("position_ids") else ("F16", 2)
@@ -76,14 +97,7 @@ def write_checkpoint(shapes: dict[str, tuple[int, ...]], out: str | os.PathLike,
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    out = Path(out)
-    part = out.with_name(out.name + ".part")
-    with open(part, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in sorted(shapes):
-            file.write(np.ascontiguousarray(values(name, shapes[name], seed, trained_like)).tobytes())
-    os.replace(part, out)
-    return out
+    return struct.pack("<Q", len(text)) + text, offset
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from .activations.specs import Activations, activations_from_json, make_activations
@@ -30,9 +31,8 @@ class Plan:
 
     def spec_for(self, layer) -> Spec:
         """The spec of one arch.Layer; dense where the architecture keeps it dense and no entry names it."""
-        exact = dict(self.layers)
-        if layer.key in exact:
-            return exact[layer.key]
+        if layer.key in self._exact:
+            return self._exact[layer.key]
         if layer.dense:
             return DenseSpec()
         for pattern, spec in self.rules:
@@ -43,6 +43,10 @@ class Plan:
         if layer.component in ("te1", "te2"):
             return self.embedding if layer.role == "embedding" else self.text_encoder
         return DenseSpec()
+
+    @cached_property
+    def _exact(self) -> dict[str, Spec]:
+        return dict(self.layers)
 
     def check(self, layers) -> None:
         """Refuse exact entries that name no codable weight of this checkpoint."""

@@ -91,6 +91,8 @@ async def estimates(session, url: str) -> dict:
         started = time.monotonic()
         async with session.get(f"{url}/vqpack/estimate?{query}") as answer:
             out[name] = {"status": answer.status, "took": time.monotonic() - started, **await answer.json()}
+    out["took"] = [await seconds(session, f"{url}/vqpack/estimate?checkpoint=holes.safetensors&bits={bits}")
+                   for bits in (1, 2.5, 4, 5, 6)]
     async with session.get(f"{url}/vqpack/speed?method=palette&bits=3") as answer:
         out["speed"] = await answer.json()
     async with session.get(f"{url}/vqpack/estimate?checkpoint=tiny.safetensors&method=palette&bits=3") as answer:
@@ -98,6 +100,13 @@ async def estimates(session, url: str) -> dict:
     async with session.get(f"{url}/vqpack/report?file=made.safetensors&download=1") as answer:
         out["report"] = {"text": (await answer.text())[:1000], "headers": dict(answer.headers)}
     return out
+
+
+async def seconds(session, address: str) -> float:
+    started = time.monotonic()
+    async with session.get(address) as answer:
+        assert answer.status == 200 and await answer.read()
+    return time.monotonic() - started
 
 
 async def links(browser: Browser) -> dict:

@@ -1,10 +1,7 @@
 """The pack's read-only routes in a real server: what they predict, and that no name leads out of the host's lists."""
 from __future__ import annotations
 
-import json
-import math
 import re
-import struct
 import sys
 
 import pytest
@@ -13,29 +10,21 @@ from .conftest import ROOT, make_base, observed
 from .test_server import CONDITIONING
 
 
-def write_holes(path):
+def make_holes(path):
     """A checkpoint of SDXL's exact shapes and 6.94 GB, of which only the header is on the disk."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        from make_checkpoint import read_shapes
+        from make_checkpoint import read_shapes, write_holes
     finally:
         sys.path.pop(0)
-    header, stop = {}, 0
-    for name, shape in sorted(read_shapes("base").items()):
-        kind, size = ("I64", 8) if name.endswith("position_ids") else ("F16", 2)
-        start, stop = stop, stop + math.prod(shape) * size
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, stop]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + stop)
+    write_holes(read_shapes("base"), path)
 
 
 @pytest.fixture(scope="module")
 def found(comfyui, files, tmp_path_factory):
     base = make_base(tmp_path_factory.mktemp("routes"), {"testing": CONDITIONING},
                      checkpoints=files / "tiny.safetensors")
-    write_holes(base / "models" / "checkpoints" / "holes.safetensors")
+    make_holes(base / "models" / "checkpoints" / "holes.safetensors")
     return observed("server_routes.py", comfyui, base)
 
 
@@ -69,11 +58,11 @@ def test_the_size_is_the_files(found):
 
 
 def test_sdxl_is_predicted_from_its_header(found):
-    """README: 1.820 GB and 3.144 bits; the bar is 300 ms, here with room for a busy machine."""
+    """README: 1.820 GB and 3.144 bits; the bar of 300 ms with room for a busy machine, for the first asked alone."""
     sdxl = found["estimates"]["sdxl"]
     assert sdxl["status"] == 200 and sdxl["source_bytes"] > 6.9e9
     assert f"{sdxl['file_bytes'] / 1e9:.3f}" == "1.820" and sdxl["unet_bits"] == pytest.approx(3.144, abs=5e-4)
-    assert sdxl["took"] < 3 and found["estimates"]["sdxl_again"]["took"] < 1
+    assert sdxl["took"] < 1 and min(found["estimates"]["took"]) < 0.3
     assert sdxl["memory"]["peak"] == sum(sdxl["memory"][part] for part in ("weights", "scratch", "activations"))
     assert found["estimates"]["sdxl_again"]["file_bytes"] < sdxl["file_bytes"]
 

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 from dataclasses import replace
 
 import pytest
 from vqpack.vq_core.coding_time import EFFORT, coding_seconds, known_speed, speed_of
+from vqpack.vq_core.collector import resting
 from vqpack.vq_core.compare.file_page import file_page
 from vqpack.vq_core.container import Reader
 from vqpack.vq_core.earlier_results import results_of
@@ -101,6 +103,23 @@ def test_time_follows_work_and_speed(testbed):
     dense = sum(item.layer.numel for item in items if item.layer.dense)
     assert slow == pytest.approx((weights + EFFORT["dense"] * dense) / 1e6)
     assert coding_seconds(items, palette, 1e6) < 1.2 * slow             # in the palette's own weights a second
+
+
+def test_the_collector_rests_until_the_last_thread_has_left():
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), resting():
+        with resting():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with resting():
+            pass
+        assert not gc.isenabled()                       # as it was
+    finally:
+        gc.enable()
 
 
 def test_speed_is_measured_once(monkeypatch):
