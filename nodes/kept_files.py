@@ -49,6 +49,12 @@ def sensitivities() -> list[str]:
     return _listed(lambda path: _says(path, '"vqpack_sensitivity"'))
 
 
+def sensitivity_paths() -> list[Path]:
+    """Where those files are."""
+    found = (host.folder_paths.get_full_path(FOLDER, name) for name in sensitivities()[1:])
+    return [Path(path) for path in found if path]
+
+
 def prompt_files() -> list[str]:
     """Names of the texts and tables in the host's input folder, "(none)" first."""
     folder = Path(host.folder_paths.get_input_directory())

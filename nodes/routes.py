@@ -48,8 +48,8 @@ def register() -> None:
     if running is None:
         return
     known = {getattr(route, "path", None) for route in running.routes}
-    for name, answer in (("estimate", estimate), ("speed", speed), ("report", report), ("prompts", prompts),
-                         ("job", job)):
+    for name, answer in (("estimate", estimate), ("speed", speed), ("sample", sample), ("report", report),
+                         ("prompts", prompts), ("job", job)):
         if f"{PREFIX}/{name}" not in known:            # else a second copy of the pack is installed
             running.routes.get(f"{PREFIX}/{name}")(_handler(answer))
     if not running.app.on_startup.frozen:
@@ -62,7 +62,7 @@ async def _warm_up(_app) -> None:
 
 
 def _import_estimates() -> None:
-    for name in ("predict", "earlier_results"):
+    for name in ("predict", "earlier_results", "own_error"):
         importlib.import_module(f"..vq_core.{name}", __package__)
 
 
@@ -95,7 +95,7 @@ def _estimate(query: Mapping[str, str]) -> dict:
                        "activations": memory.activations},
             "error": found.error, "measured": None, "calibrated": calibrated,
             "seconds": found.seconds(outline, plan, rate, parts, calibrated) if rate else None,
-            **_earlier(path, found.source_bytes, plan)}
+            **_sampled(outline, path, plan), **_earlier(path, found.source_bytes, plan)}
 
 
 def speed(query: Mapping[str, str]) -> dict:
@@ -106,6 +106,22 @@ def speed(query: Mapping[str, str]) -> dict:
     if known_speed(spec, device) is None and host.busy():
         return {"weights_per_second": None, "busy": True}
     return {"weights_per_second": speed_of(spec, device), "busy": False}
+
+
+def sample(query: Mapping[str, str]) -> dict:
+    """Look at rows of the checkpoint's own layers, once for each plan; not, and no further, while the host is busy."""
+    from ..vq_core.errors import Interrupted
+    from ..vq_core.own_error import sample_of
+    from ..vq_core.predict import read_outline
+    from ..vq_core.progress import Progress
+
+    path, plan = source(query), chosen_plan(query)
+    outline = read_outline(path)
+    try:
+        sample_of(path, plan, _sensitivity(outline), Progress(should_stop=host.busy))
+    except Interrupted:
+        return {"busy": True}
+    return {"busy": False}
 
 
 def report(query: Mapping[str, str]) -> Page:
@@ -156,6 +172,30 @@ def chosen_plan(query: Mapping[str, str]):
         raise NotListed(f"expected one of {', '.join(METHODS)} and text encoders at {', '.join(TEXT_ENCODER_BITS)} "
                         f"bits, got '{method:.40}' and '{bits:.40}'")
     return make_plan(_number(query.get("bits", "3")), method, int(bits))
+
+
+def _sampled(outline, path: Path, plan) -> dict:
+    """"sampled": what a sample of the checkpoint's own layers said, or null; "to_sample": one may be taken."""
+    from ..vq_core.own_error import can_sample, known_sample
+
+    weighed = _sensitivity(outline)
+    found = known_sample(path, plan, weighed)
+    if found is None:
+        coded = (layer for layer in outline.source.layers if layer.component == "unet")
+        return {"sampled": None, "to_sample": can_sample({plan.spec_for(layer) for layer in coded})}
+    told = {"error": found.weights.error, "deviation": found.weights.deviation, "layers": len(found.layers),
+            "of": found.of, "snr": found.snr, "sensitivity": None}
+    if found.picture is not None:
+        told |= {"picture": found.picture.error, "sensitivity": weighed.name, "snr_deviation": found.snr_deviation}
+    return {"sampled": told, "to_sample": False}
+
+
+def _sensitivity(outline) -> Path | None:
+    """The file that says what this checkpoint's layers do to the picture, None where the host lists none that fits."""
+    from ..vq_core.planning.sensitivity import fitting
+
+    known = outline.source
+    return fitting(kept_files.sensitivity_paths(), known.architecture, outline.coded_shapes, known.name, known.bytes)
 
 
 def _earlier(path: Path, nbytes: int, plan) -> dict:

@@ -14,7 +14,7 @@ from .workers import worker_count
 # Time of one weight beside a trellis weight's at window 12 (1.4 M weights/s a core with numba, palette 10, copies 200).
 EFFORT = {"dense": 0.01, "palette": 0.14, "uniform": 0.1}
 _speeds: dict[tuple[Spec, str], float] = {}
-_measuring = threading.Lock()              # two at once would slow each other down
+measuring = threading.Lock()               # two at once would slow each other down
 
 
 def work(item: Item, plan: Plan) -> float:
@@ -31,7 +31,7 @@ def coding_seconds(items: Iterable[Item], plan: Plan, speed: float, calibrated: 
 
 def speed_of(spec: Spec, device: str) -> float | None:
     """Weights a second this machine codes with a spec, None for dense; measured the first time (a few seconds)."""
-    with _measuring:
+    with measuring:
         if (spec, device) not in _speeds:
             measured = estimate_speed(spec, device, worker_count(device))
             if measured is None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from .arch import Layer
@@ -27,6 +27,11 @@ class Outline:
 
     source: Source
     items: tuple[Item, ...]
+
+    @cached_property
+    def coded_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the UNet's layers that are coded unless a plan says otherwise; what sensitivities are measured of."""
+        return {layer.key: layer.shape for layer in self.source.layers if layer.component == "unet" and not layer.dense}
 
     def kept(self, parts: Sequence[str]) -> list[Item]:
         """What a file with these of "unet", "te", "vae" stores, as quantize does."""

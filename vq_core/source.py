@@ -107,6 +107,18 @@ class Source:
             check_finite(tensor, key, self.name)
         return tensor
 
+    def rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop (first dimension) of one tensor, reading no others where the file has it as it is."""
+        origin = self._contents.origins.get(key)
+        if origin is None or len(origin.parts) > 1 or origin.transpose:
+            return self.load(key)[start:stop]
+        (file, name), = origin.parts
+        some = file.rows(name, start, stop)
+        some = some.view(len(some), *origin.shape[1:])
+        if self._components.get(key) in CHECKED:
+            check_finite(some, key, self.name)
+        return some
+
     def load_float(self, key: str) -> torch.Tensor:
         """One tensor in float32 -> [*shape(key)], for coding."""
         return self.load(key).float()

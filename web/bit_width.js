@@ -4,7 +4,7 @@ import { PRESETS, bytes, choose, duration, nearest, percent, stops } from "./rat
 import * as server from "./server.js";
 
 const WAIT = 150; // ms of rest before the server is asked
-const MEASURE = 1000; // ms of rest before coding speed is measured, which takes seconds
+const MEASURE = 1000; // ms of rest before coding speed is measured or layers are sampled, which takes seconds
 const ROWS = [["size", "File size"], ["memory", "Memory"], ["error", "Weight error"], ["time", "Time"],
   ["pictures", "Pictures"]];
 
@@ -65,7 +65,8 @@ export function bitWidth(target) {
       const found = await server.estimate(query);
       if (turn !== asked || closed) return;
       show(found);
-      if (found.seconds === null) measuring = setTimeout(() => measure(query, turn), MEASURE);
+      const missing = found.seconds === null ? measure : found.to_sample ? sample : null;
+      if (missing) measuring = setTimeout(() => missing(query, turn), MEASURE);
     } catch (error) {
       if (turn === asked && !closed) blank(error.message);
     }
@@ -79,6 +80,13 @@ export function bitWidth(target) {
     else ask();
   }
 
+  async function sample(query, turn) {
+    const found = await server.sample(query).catch((error) => error);
+    if (turn !== asked || closed || found.busy) return;
+    if (found instanceof Error) said.textContent = found.message;
+    else ask();
+  }
+
   function show(found) {
     const { locked } = target.read();
     cells.size.textContent = `${bytes(found.file_bytes)} of ${bytes(found.source_bytes)}`;
@@ -86,6 +94,7 @@ export function bitWidth(target) {
     cells.memory.textContent = `${bytes(found.memory.peak)} sampling at 1024 px`;
     cells.memory.title = "by formula: the UNet as stored, its largest weight decoded, activations; fp16";
     cells.error.textContent = errorText(found);
+    cells.error.title = errorTitle(found);
     cells.time.textContent = found.seconds === null ? "not measured yet" : `${duration(found.seconds)} on this machine`;
     cells.pictures.textContent = found.compared
       ? `measured: ${(found.compared.lines[0] ?? "").trim().replace(/\s+/g, " ")}, ${found.compared.file}`
@@ -107,7 +116,22 @@ export function bitWidth(target) {
 }
 
 function errorText(found) {
-  if (found.measured) return `${percent(found.measured.error)} in ${found.measured.file}`;
+  const { measured, sampled } = found;
+  const noise = sampled && sampled.snr !== null
+    ? `, predicted SNR of the noise ${sampled.snr.toFixed(1)} dB` : "";
+  const without = found.calibrated ? " without the calibration" : "";
+  if (measured) return `${percent(measured.error)} in ${measured.file}${noise}${noise && without}`;
+  if (sampled) return `${percent(sampled.error)} in a sample of its own layers${noise}${without}`;
   if (found.error === null) return "not known for this code";
-  return `${percent(found.error)} expected${found.calibrated ? " without the calibration" : ""}`;
+  return `${percent(found.error)} expected${without}`;
+}
+
+function errorTitle({ sampled }) {
+  const what = "squared error over squared norm, mean over the UNet's coded weights";
+  if (!sampled) return what;
+  const looked = `${what}; rows of ${sampled.layers} of ${sampled.of} layers say ${percent(sampled.error)} ` +
+    `± ${percent(sampled.deviation)}`;
+  if (!sampled.sensitivity) return looked;
+  return `${looked}, ${percent(sampled.picture)} where layers count by what they do to the picture, ` +
+    `SNR ± ${sampled.snr_deviation.toFixed(1)} dB, by ${sampled.sensitivity}`;
 }

@@ -24,6 +24,9 @@ export const job = (id) => get("/vqpack/job", { id });
 /** One of the pack's workflows, as the host offers it under templates. */
 export const template = (name) => get(`/workflow_templates/${PACK}/${name}.json`);
 
+/** Look at the checkpoint's own layers at a rate, so that estimates know them; a second or two the first time. */
+export const sample = (query) => get("/vqpack/sample", query);
+
 /** Built-in lists of prompts: [{name, prompts}]. */
 export const promptSets = async () => (await get("/vqpack/prompts")).sets;
 

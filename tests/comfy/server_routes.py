@@ -59,7 +59,8 @@ async def fuzz(session, url: str, info: dict) -> dict:
     sources, made = (spec[0] if isinstance(spec[0], list) else spec[1]["options"] for spec in (sources, made))
     wrong, answered = [], 0
     good = "&checkpoint=tiny.safetensors"
-    main = (("estimate", "checkpoint", sources, ""), ("report", "file", made, ""))
+    main = (("estimate", "checkpoint", sources, ""), ("sample", "checkpoint", sources, "&method=uniform&bits=4"),
+            ("report", "file", made, ""))
     kept = (("estimate", "plan", ["", "(none)"], good), ("estimate", "calibration", ["", "(none)"], good))
     for number, name in enumerate(fuzzed([*sources, *made])):
         for route, field, listed, extra in main if number % 10 else (*main, *kept):
@@ -73,7 +74,7 @@ async def fuzz(session, url: str, info: dict) -> dict:
 async def methods(session, url: str) -> list[int]:
     """Status of everything but GET, on every route."""
     out = []
-    for route in ("estimate", "speed", "report", "prompts"):
+    for route in ("estimate", "speed", "sample", "report", "prompts"):
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             async with session.request(method, f"{url}/vqpack/{route}?file=made.safetensors") as answer:
                 out.append(answer.status)
@@ -97,6 +98,11 @@ async def estimates(session, url: str) -> dict:
         out["speed"] = await answer.json()
     async with session.get(f"{url}/vqpack/estimate?checkpoint=tiny.safetensors&method=palette&bits=3") as answer:
         out["timed"] = await answer.json()
+    for name, query in (("sampled", "method=palette&bits=3"), ("vector_code", "method=additive&bits=3")):
+        async with session.get(f"{url}/vqpack/sample?checkpoint=tiny.safetensors&{query}") as answer:
+            out[name] = await answer.json()
+        async with session.get(f"{url}/vqpack/estimate?checkpoint=tiny.safetensors&{query}") as answer:
+            out[f"{name}_then"] = await answer.json()
     async with session.get(f"{url}/vqpack/report?file=made.safetensors&download=1") as answer:
         out["report"] = {"text": (await answer.text())[:1000], "headers": dict(answer.headers)}
     return out
@@ -156,6 +162,17 @@ async def compared(browser: Browser, session, url: str) -> dict:
     return {**found, "afterwards": await seen()}
 
 
+async def while_busy(browser: Browser) -> list[dict]:
+    """What speed and sample say of a rate not asked for yet, while a job of some seconds runs."""
+    job = asyncio.create_task(browser.run({"make": quantize("trellis", 2.0, "busy")}))
+    while not (await browser.get("/queue"))["queue_running"]:
+        await asyncio.sleep(0.02)
+    query = "checkpoint=tiny.safetensors&method=uniform&bits=8"
+    found = [await browser.get(f"/vqpack/{route}?{query}") for route in ("sample", "speed")]
+    await job
+    return found
+
+
 async def story(url: str) -> dict:
     async with aiohttp.ClientSession() as session:
         browser = Browser(session, url)
@@ -170,6 +187,7 @@ async def story(url: str) -> dict:
         found["untouched"] = snapshot() == before
         found["comparison"] = await compared(browser, session, url)
         found["links"] = await links(browser)
+        found["busy"] = await while_busy(browser)
         (CHECKPOINTS / "holes.safetensors").unlink()
         found["gone"] = await asked(session, url, "estimate", "checkpoint", "holes.safetensors")
     return found

@@ -1,10 +1,15 @@
 """The pack's read-only routes in a real server: what they predict, and that no name leads out of the host's lists."""
 from __future__ import annotations
 
+import json
 import re
 import sys
 
 import pytest
+from vqpack.vq_core.calibration.file import shapes_digest
+from vqpack.vq_core.planning.rule import guess
+from vqpack.vq_core.planning.sensitivity import Sensitivity
+from vqpack.vq_core.source import open_source
 
 from .conftest import ROOT, make_base, observed
 from .test_server import CONDITIONING
@@ -20,10 +25,25 @@ def make_holes(path):
     write_holes(read_shapes("base"), path)
 
 
+def write_sensitivity(checkpoint, folder):
+    """Guessed for a checkpoint; and a file beside it that is none."""
+    with open_source(checkpoint) as source:
+        layers = [layer for layer in source.layers if layer.component == "unet" and not layer.dense]
+        shapes = {layer.key: layer.shape for layer in layers}
+        factor = guess(shapes)
+        factors = {layer.key: factor(layer, float(layer.shape[0])) for layer in layers}
+        known = Sensitivity(source.architecture, {"name": source.name, "bytes": source.bytes}, shapes_digest(shapes),
+                            1.0, factors)
+    folder.mkdir()
+    (folder / "tiny.vqsens.json").write_text(json.dumps(known.to_json()))
+    (folder / "damaged.vqsens.json").write_text('{"vqpack_sensitivity": 1}')
+
+
 @pytest.fixture(scope="module")
 def found(comfyui, files, tmp_path_factory):
     base = make_base(tmp_path_factory.mktemp("routes"), {"testing": CONDITIONING},
                      checkpoints=files / "tiny.safetensors")
+    write_sensitivity(files / "tiny.safetensors", base / "models" / "vqpack")
     make_holes(base / "models" / "checkpoints" / "holes.safetensors")
     return observed("server_routes.py", comfyui, base)
 
@@ -77,6 +97,26 @@ def test_time_is_told_once_the_speed_was_measured(found):
 def test_what_cannot_be_predicted_is_said_in_a_sentence(found, case, words):
     answer = found["estimates"][case]
     assert answer["status"] in (400, 404) and words in answer["error"] and "\n" not in answer["error"]
+
+
+def test_the_checkpoints_own_layers_are_sampled_once_asked_for(found):
+    """What they say is what the file at this plan says, and what its sensitivities make of it."""
+    before, after = found["estimates"]["tiny"], found["estimates"]["sampled_then"]
+    assert before["sampled"] is None and before["to_sample"]
+    assert found["estimates"]["sampled"] == {"busy": False} and not after["to_sample"]
+    assert after["sampled"]["error"] == pytest.approx(after["measured"]["error"], rel=0.05)
+    assert after["sampled"]["layers"] <= after["sampled"]["of"] and after["sampled"]["deviation"] > 0
+    assert after["sampled"]["sensitivity"] == "tiny.vqsens.json" and 0 < after["sampled"]["snr"] < 60
+
+
+def test_nothing_is_measured_while_the_host_works(found):
+    assert [answer["busy"] for answer in found["busy"]] == [True, True]
+
+
+def test_codes_that_cannot_be_sampled_are_said_so(found):
+    assert "expected layers of 'tiny.safetensors' coded with" in found["estimates"]["vector_code"]["error"]
+    then = found["estimates"]["vector_code_then"]
+    assert then["sampled"] is None and not then["to_sample"] and then["error"] > 0
 
 
 def test_a_checkpoint_that_was_deleted(found):

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from vqpack.vq_core.arch import make_layers
 from vqpack.vq_core.calibration.file import shapes_digest
 from vqpack.vq_core.errors import FormatError, PlanError
 from vqpack.vq_core.planning.rule import guess
-from vqpack.vq_core.planning.sensitivity import Sensitivity, load_sensitivity
+from vqpack.vq_core.planning.sensitivity import Sensitivity, fitting, load_sensitivity
 
 SHAPES = {"a.weight": (4, 8), "b.weight": (8, 4, 3, 3)}
 
@@ -72,3 +73,21 @@ def test_the_rule_favors_full_resolution_and_values_over_queries(repository):
     block = "middle_block.1.transformer_blocks.3.attn1."
     assert of(block + "to_v.weight") > of(block + "to_q.weight") > 0
     assert factor(layers["model.diffusion_model." + block + "to_q.weight"], 0.0) == 0
+
+
+def test_the_file_of_this_very_checkpoint_fits_best_then_the_newest(known, tmp_path):
+    def write(name, age, **change):
+        path = tmp_path / name
+        path.write_text(json.dumps(known.to_json() | change))
+        os.utime(path, (1e9 - age, 1e9 - age))
+        return path
+
+    old, new = write("old.json", 9, base={"name": "x", "bytes": 1}), write("new.json", 1, base={})
+    own = write("own.json", 20)
+    others = [write("vega.json", 0, architecture="segmind-vega"), write("shapes.json", 0, shapes="0" * 64),
+              write("less.json", 0, layers={"a.weight": 1.0}), tmp_path / "gone.json"]
+    (tmp_path / "broken.json").write_text("{")
+    paths = [*others, old, tmp_path / "broken.json", own, new]
+    assert fitting(paths, "sdxl", SHAPES, "base.safetensors", 5) == own
+    assert fitting(paths, "sdxl", SHAPES, "base.safetensors", 6) == new == fitting(paths, "sdxl", SHAPES, "b", 5)
+    assert fitting(others, "sdxl", SHAPES, "base.safetensors", 5) is None

@@ -226,17 +226,22 @@ def _blocks(spec: TrellisSpec, channels: int) -> tuple[int, ...]:
 
 
 def sample_errors(matrix: torch.Tensor, spec: TrellisSpec, *, channels: int, taps: int = 1, seed: int = 0,
-                  backend: str | None = None) -> dict[int, float]:
+                  window: int = SAMPLE_WINDOW, backend: str | None = None) -> dict[int, float]:
     """Block of rotation (0 = none) -> relative squared error of a sample of matrix float32 [out_features, cols].
 
-    Coded data-free with window 8, behind each block the spec leaves to choose from.
+    Coded data-free with a table of `window` bits, behind each block the spec leaves to choose from.
     """
     rms = root_mean_square(matrix[:, None], matrix.new_ones(1, matrix.shape[1]))[:, 0]        # [out_features]
     blocks, sign = _blocks(spec, channels), signs(seed % 2**32, channels, matrix.device).repeat(taps)
     rows, columns = _sample(matrix.shape, max(blocks) or 1)
     energy = float(matrix[rows][:, columns].double().square().sum())
-    errors = _sample_errors(matrix, rms, spec, blocks, sign, backend)
+    errors = _sample_errors(matrix, rms, spec, blocks, sign, backend, window)
     return {block: error / energy if energy else 0.0 for block, error in errors.items()}
+
+
+def sample_rows(count: int) -> torch.Tensor:
+    """Numbers of the rows out of so many that a sample looks at, int64 [at most SAMPLE_ROWS], evenly spread."""
+    return torch.arange(min(count, SAMPLE_ROWS)) * count // min(count, SAMPLE_ROWS)
 
 
 def coding_error(targets: torch.Tensor, spec: TrellisSpec, window: int, scale: float = 1.0) -> float:
@@ -247,10 +252,10 @@ def coding_error(targets: torch.Tensor, spec: TrellisSpec, window: int, scale: f
     return float((columns - decoded).double().square().mean()) * scale**2
 
 
-def _sample_errors(matrix, rms, spec, blocks, sign, backend) -> dict[int, float]:
-    """Squared error of a sample of the weights, coded with window 8 behind each block of rotation."""
+def _sample_errors(matrix, rms, spec, blocks, sign, backend, window: int = SAMPLE_WINDOW) -> dict[int, float]:
+    """Squared error of a sample of the weights behind each block of rotation."""
     block = max(blocks) or 1
-    code = _make_code(spec, SAMPLE_WINDOW, backend)
+    code = _make_code(spec, window, backend)
     rows, columns = _sample(matrix.shape, block)
     rows, columns = rows.to(matrix.device), columns.to(matrix.device)
     some, scale = matrix[rows][:, columns], rms[rows]
@@ -264,7 +269,7 @@ def _sample_errors(matrix, rms, spec, blocks, sign, backend) -> dict[int, float]
 
 def _sample(shape: tuple[int, int], block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and whole blocks of columns, evenly spread, SAMPLE_WEIGHTS together at most (one block at least)."""
-    rows = torch.arange(min(shape[0], SAMPLE_ROWS)) * shape[0] // min(shape[0], SAMPLE_ROWS)
+    rows = sample_rows(shape[0])
     blocks = shape[1] // block
     count = min(blocks, max(1, SAMPLE_WEIGHTS // (block * len(rows))))
     first = torch.arange(count) * blocks // count * block                                     # [count]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ class Costs:
                 errors = {block: scale * self._shape(layer, edge, block, seen).error(squares[block], error,
                                                                                      response(spec))
                           for block, error in errors.items()}
-            costs.append(worth * _chosen(errors))
+            costs.append(worth * errors[_chosen(errors)])
         return np.asarray(costs)
 
     def _sample(self, matrix: torch.Tensor, spec: Spec, taps: int) -> dict[int, float]:
@@ -211,13 +211,37 @@ def _seen(gram: Gram | None, group: int) -> Seen | None:
     return Seen(gram, group, mean) if mean > 0 else None
 
 
-def _chosen(errors: Mapping[int, float]) -> float:
-    """The error behind the rotation that the encoder would choose."""
-    plain = errors.get(0)
-    rotated = next((error for block, error in errors.items() if block), None)
-    if plain is None or rotated is None:
-        return plain if rotated is None else rotated
-    return rotated if rotated < WORTH_ROTATING * plain else plain
+def sampled_error(rows: torch.Tensor, spec: Spec, splits: Sequence[int] = (), seed: int = 0) -> float:
+    """Relative squared error of a weight coded data-free, from a sample; splits: as in encode_weight.
+
+    rows: float32 [out, in] or [out, in, kh, kw], the weight or those rows of it that encode.trellis.sample_rows names.
+    Costs trusts window 8 and a Gaussian's gain, for it asks of every layer at every rate; this takes the spec's window.
+    """
+    lost, total, start, taps = 0.0, 0.0, 0, rows[0, 0].numel()
+    for channels in splits or (rows.shape[1],):
+        matrix = to_matrix(rows, start, start + channels)
+        energy = float(matrix.double().square().sum())
+        if energy:
+            lost += energy * _sampled(matrix, spec, channels, taps, seed)
+        total, start = total + energy, start + channels
+    return lost / total if total else 0.0
+
+
+def _sampled(matrix: torch.Tensor, spec: Spec, channels: int, taps: int, seed: int) -> float:
+    if not isinstance(spec, TrellisSpec):
+        return _scalar_error(matrix, spec)
+    errors = sample_errors(matrix, spec, channels=channels, taps=taps, seed=seed)
+    block = _chosen(errors)
+    fixed = replace(spec, rotation=block)
+    return sample_errors(matrix, fixed, channels=channels, taps=taps, seed=seed, window=spec.window)[block]
+
+
+def _chosen(errors: Mapping[int, float]) -> int:
+    """The block of rotation that the encoder would choose."""
+    rotated = next((block for block in errors if block), None)
+    if 0 not in errors or rotated is None:
+        return next(iter(errors))
+    return rotated if errors[rotated] < WORTH_ROTATING * errors[0] else 0
 
 
 def _scalar_error(matrix: torch.Tensor, spec: Spec) -> float:

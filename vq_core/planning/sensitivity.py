@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..calibration.file import shapes_digest
@@ -65,6 +66,30 @@ def load_sensitivity(path: str | Path) -> Sensitivity:
                           f"the fields {', '.join(sorted(_FIELDS))}; export them again")
     return Sensitivity(data["architecture"], base, data["shapes"], float(data["noise_power"]),
                        {key: float(value) for key, value in layers.items()})
+
+
+def fitting(paths: Iterable[Path], architecture: str, shapes: Mapping[str, tuple[int, ...]], name: str, nbytes: int
+            ) -> Path | None:
+    """The file that fits a checkpoint: one measured on this very name and size, else the newest; damaged ones do not.
+
+    shapes: of the coded layers.
+    """
+    digest, found = shapes_digest(shapes), []
+    for path in paths:
+        try:
+            status = path.stat()
+            known = _read(path, status.st_mtime_ns, status.st_size)
+        except (FormatError, OSError):
+            continue
+        if (known.architecture, known.shapes) == (architecture, digest) and set(known.factors) >= set(shapes):
+            own = (known.base.get("name"), known.base.get("bytes")) == (name, nbytes)
+            found.append((own, status.st_mtime_ns, str(path), path))
+    return max(found)[-1] if found else None
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _time: int, _size: int) -> Sensitivity:
+    return load_sensitivity(path)
 
 
 def _factor(value) -> bool:
