@@ -5,13 +5,14 @@
 Runs under ComfyUI's own Python. Each server is new and is asked once as soon as it answers anything (`at once`), each
 second one two seconds later instead, as a page has to load first (`first`); then each is asked for other rates, methods
 and text encoders, none twice (`new`), and for the first again (`again`). Seconds of the wall, seen by the client; a
-server's own processor time beside them. The checkpoint is all header. Writes estimate_latency.json; bar: 0.3 s.
+server's own processor time and the machine's load beside them. The checkpoint is all header. Writes estimate_latency.json; bar: 0.3 s.
 """
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--rates", type=int, default=50, help="asked of every server")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     found = {"at once": [], "first": [], "new": [], "again": []}
     for number in range(args.servers):
         for name, times in _one_server(args.host, args.rates, PAGE_SECONDS * (number % 2)).items():
@@ -46,7 +48,8 @@ def main() -> int:
         print(f"{name:8s} {row['count']:4d} asked: median {row['median']:.3f} s, worst {row['worst']:.3f} s; processor "
               f"time median {row['processor_median']:.3f} s, worst {row['processor_worst']:.3f} s")
     args.out.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine(), "bar_seconds": BAR_SECONDS, **rows}
+    result = {"machine": machine(), "load": [round(load, 1), round(os.getloadavg()[0], 1)], "bar_seconds": BAR_SECONDS,
+              **rows}
     (args.out / "estimate_latency.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(max(row["worst"] for row in rows.values()) > BAR_SECONDS)
 

@@ -74,7 +74,8 @@ def fitting(paths: Iterable[Path], architecture: str, shapes: Mapping[str, tuple
 
     shapes: of the coded layers.
     """
-    digest, found = shapes_digest(shapes), []
+    paths, found = list(paths), []
+    digest = shapes_digest(shapes) if paths else ""
     for path in paths:
         try:
             status = path.stat()
