@@ -4,8 +4,9 @@
 
 Runs under ComfyUI's own Python. Each server is new and is asked once as soon as it answers anything (`at once`), each
 second one two seconds later instead, as a page has to load first (`first`); then each is asked for other rates, methods
-and text encoders, none twice (`new`), and for the first again (`again`). Seconds of the wall, seen by the client; a
-server's own processor time and the machine's load beside them. The checkpoint is all header. Writes estimate_latency.json; bar: 0.3 s.
+and text encoders, none twice (`new`), and for the first again (`again`). Seconds of the wall, seen by the client; the
+server's own processor time and the machine's load beside them. The checkpoint is all header. Writes
+estimate_latency.json; the bar is 0.3 s of the wall.
 """
 from __future__ import annotations
 
