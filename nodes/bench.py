@@ -6,6 +6,7 @@ import json
 from comfy_api.latest import io
 
 from . import host
+from .node_progress import NodeProgress
 from .schema import make_schema
 from .shown import text_output
 
@@ -43,7 +44,7 @@ class VQBenchmark(io.ComfyNode):
         from ..vq_core.bench.tell import tell
         from ..vq_core.progress import Progress
 
-        shown, device = host.NodeProgress(cls.hidden.unique_id), host.compute_device()
+        shown, device = NodeProgress(cls.hidden.unique_id), host.compute_device()
         host.make_room(ROOM, device)
         with host.as_interruption():
             found = run(make_settings(str(device), quick), Progress(shown, host.interrupted))

@@ -7,6 +7,7 @@ import re
 from comfy_api.latest import io
 
 from . import files, host, kept_files
+from .node_progress import NodeProgress
 from .schema import make_schema
 from .shown import text_output
 
@@ -104,7 +105,7 @@ class VQCalibrate(io.ComfyNode):
         from .live import source_file
         from .teacher import LiveTeacher
 
-        shown, picture = host.NodeProgress(cls.hidden.unique_id, SPANS), host.previewer(model)
+        shown, picture = NodeProgress(cls.hidden.unique_id, SPANS), host.previewer(model)
         preview = None if picture is None else lambda denoised: shown.preview(picture(denoised))
         origin = source_file(model)
         output = kept_files.output_path(origin, name or "", origin.stem if origin else "model", kept_files.CALIBRATION)
@@ -127,7 +128,7 @@ class VQCalibrate(io.ComfyNode):
         return text_output(text, shown, kept_files.name_of(result.path), text)
 
 
-def telling(shown: host.NodeProgress, said: list[str]):
+def telling(shown: NodeProgress, said: list[str]):
     """Sentences, memory first of all, as they come: in the node, in the log and for its text."""
     def tell(note: str) -> None:
         said.append(note)
@@ -166,7 +167,7 @@ def read(prompts: str, prompt_file: str | None) -> list[str] | str:
     return lines or BUILT_IN
 
 
-def listener(shown: host.NodeProgress):
+def listener(shown: NodeProgress):
     """Progress of several sweeps as one stage of the bar."""
     def tell(stage: str, done: float, total: float, detail: str, seconds_left: float | None) -> None:
         sweep = _SWEEP.fullmatch(stage)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw
 
-from . import host
+from .node_progress import NodeProgress
 from .picture import BACKGROUND, COLORS, GRID, MUTED, PANEL, TEXT, font
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 190, 68, 34, 14
@@ -14,7 +14,7 @@ _BAR = COLORS["self attention"]
 EVERY = 0.5                                # seconds between two pictures: a layer may take some milliseconds
 
 
-def showing(shown: host.NodeProgress):
+def showing(shown: NodeProgress):
     """For quantize's `show`: the picture beside the node's bar."""
     told = -EVERY
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from . import host
+from .node_progress import NodeProgress
 from .schema import make_schema
 
 _NO_VAE = "Compare (VQ) has no pictures: connect a VAE to it, or decode its latents"
@@ -60,7 +61,7 @@ class VQCompare(io.ComfyNode):
 
         comparing.check_models(model_a, model_b)
         settings = comparing.Settings(seed, steps, cfg, sampler_name, scheduler, width, height, batch_size)
-        shown = host.NodeProgress(cls.hidden.unique_id)
+        shown = NodeProgress(cls.hidden.unique_id)
         progress = Progress(shown, host.interrupted)
         b = (positive if positive_b is None else positive_b, negative if negative_b is None else negative_b)
         with host.as_interruption():

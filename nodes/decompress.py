@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from . import files, host
 from .file_input import VQFileNode, file_input, file_name_input
+from .node_progress import NodeProgress
 from .schema import make_schema
 
 SOURCE = "source"
@@ -54,7 +55,7 @@ class VQDecompressCheckpoint(VQFileNode):
 
         source, wanted = files.vq_path(file_name or file), None if dtype == SOURCE else dtype
         output = files.checkpoint_path(source, _is_unet_only(source), name or "")
-        shown = host.NodeProgress(cls.hidden.unique_id)
+        shown = NodeProgress(cls.hidden.unique_id)
         path = find_decompressed(source, output, wanted)
         verb = "was there already" if path else "written"
         with host.as_interruption():

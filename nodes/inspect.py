@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import files, host
+from . import files
 from .file_input import VQFileNode, file_input, file_name_input
+from .node_progress import NodeProgress
 from .schema import make_schema
 from .shown import picture_output
 
@@ -38,4 +39,4 @@ class VQInspect(VQFileNode):
         info = inspect_file(path)
         with Reader(path) as reader:
             picture = draw(path.name, info, stored_tensors(reader))
-        return picture_output(f"{path.name}\n{describe(info)}", picture, host.NodeProgress(cls.hidden.unique_id))
+        return picture_output(f"{path.name}\n{describe(info)}", picture, NodeProgress(cls.hidden.unique_id))

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 
 from . import host
+from .node_progress import NodeProgress
 
 NODE = "vqpack_quantize"                   # the one node of such a prompt (web/job.js); no node of a graph has this id
 
@@ -28,7 +29,7 @@ def job(query: Mapping[str, str]) -> dict:
 
 def _shown(name: str) -> dict:
     """What the node shows of itself, once it has begun."""
-    shown = host.NodeProgress.latest
+    shown = NodeProgress.latest
     if shown is None or shown.prompt != name:
         return {}
     return {"share": shown.share, "text": shown.text, "picture": _data_url(shown.picture)}

@@ -5,12 +5,13 @@ import importlib.util
 import traceback
 
 from . import host
+from .node_progress import NodeProgress
 from .tune_picture import TITLE, draw
 
 STOPPED = "Stopped; what was learned is kept. Queue it again to go on, or with 'finish' to write the best so far."
 
 
-def showing(shown: host.NodeProgress, preview, looks: list, title: str = TITLE):
+def showing(shown: NodeProgress, preview, looks: list, title: str = TITLE):
     """Shows the curve, and what the student draws where the host makes previews; the last look is kept in `looks`."""
     import torch
 

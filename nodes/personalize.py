@@ -7,6 +7,7 @@ from . import files, host, kept_files
 from .calibrate import duration, telling
 from .file_input import VQFileNode, file_input, file_name_input
 from .learning import STOPPED, forget, last_picture, require_diffusers, showing
+from .node_progress import NodeProgress
 from .schema import make_schema
 from .shown import picture_output
 
@@ -97,7 +98,7 @@ class VQPersonalize(VQFileNode):
         given, path = _OPTIONAL | advanced, files.vq_path(file_name or file)
         folder = kept_files.picture_folder(pictures)
         output = kept_files.output_path(path, name or "", f"{path.stem}-personal", kept_files.ADAPTER)
-        shown, preview = host.NodeProgress(cls.hidden.unique_id, SPANS), host.sdxl_previewer()
+        shown, preview = NodeProgress(cls.hidden.unique_id, SPANS), host.sdxl_previewer()
         looks, said = [], []
         host.free_models()
         try:
@@ -117,7 +118,7 @@ class VQPersonalize(VQFileNode):
                               kept_files.name_of(result.path))
 
 
-def _learned(path, folder, prompt, output, asked: dict, shown: host.NodeProgress, said: list[str], show):
+def _learned(path, folder, prompt, output, asked: dict, shown: NodeProgress, said: list[str], show):
     """personalize() out of the host's inference mode -> its result"""
     import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import files, host, kept_files
+from .node_progress import NodeProgress
 from .quantize import TEXT_ENCODER_BITS
 from .schema import make_schema
 from .shown import picture_output
@@ -81,7 +82,7 @@ class VQPlan(io.ComfyNode):
         default = f"{stem}-{amount:g}{'GB' if target == SIZE else 'bits'}"
         output = kept_files.output_path(origin, name or "", default, kept_files.PLAN)
         known = _sensitivity(sensitivity)
-        shown = host.NodeProgress(cls.hidden.unique_id)
+        shown = NodeProgress(cls.hidden.unique_id)
         budget = {"size": int(amount * 1e9)} if target == SIZE else {"bits": amount}
         with host.as_interruption():
             found = plan(source, **budget, method=method, text_encoder_bits=int(text_encoder_bits), sensitivity=known,

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import files, host, kept_files
+from .node_progress import NodeProgress
 from .schema import make_schema
 from .shown import about_file
 
@@ -41,7 +42,7 @@ def stamps(calibration: str | None, plan: str | None) -> list:
     return [kept_files.stamp(calibration, "calibration"), kept_files.stamp(plan, "plan")]
 
 
-def code(source, output, bits: float, method: str, text_encoder_bits: str, shown: host.NodeProgress,
+def code(source, output, bits: float, method: str, text_encoder_bits: str, shown: NodeProgress,
          note: str = "", calibration=None, plan=None) -> str:
     """Quantize a path or an opened Source, with progress and the stop button -> name of the result for the loaders.
 
@@ -106,7 +107,7 @@ class VQQuantizeCheckpoint(io.ComfyNode):
         """-> the file's name"""
         source = files.source_path(checkpoint)
         made = code(source, files.output_path(source, name or ""), bits, method, text_encoder_bits,
-                    host.NodeProgress(cls.hidden.unique_id),
+                    NodeProgress(cls.hidden.unique_id),
                     calibration=kept_files.kept_path(calibration, calibration_file, "calibration"),
                     plan=kept_files.kept_path(plan, plan_file, "plan"))
         files.remember_result([*files.stamp(source), bits, method, text_encoder_bits, name,

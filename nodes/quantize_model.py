@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import files, host, kept_files
+from . import files, kept_files
+from .node_progress import NodeProgress
 from .quantize import calibrated_inputs, code, coding_inputs, file_name_output, stamps
 from .schema import make_schema
 from .shown import about_file
@@ -49,7 +50,7 @@ class VQQuantizeModel(io.ComfyNode):
         from .live import live, output_path, say_left_out
 
         graph, output = live(model, clip, vae), output_path(model, name or "")
-        shown, note = host.NodeProgress(cls.hidden.unique_id), say_left_out(model, clip)
+        shown, note = NodeProgress(cls.hidden.unique_id), say_left_out(model, clip)
         source = graph.source(model, output if output.is_dir() else output.parent)
         made = code(source, output, bits, method, text_encoder_bits, shown, note,
                     kept_files.kept_path(calibration, calibration_file, "calibration"),

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import files, host
+from . import files
 from .file_input import VQFileNode, file_input, file_name_input
+from .node_progress import NodeProgress
 from .schema import make_schema
 from .shown import picture_output
 
@@ -39,5 +40,5 @@ class VQReport(VQFileNode):
         with Reader(path) as reader:
             tensors = stored_tensors(reader)
         text = f"{path.name}\n{describe_report(info, tensors)}"
-        return picture_output(text, draw(path.name, info, tensors), host.NodeProgress(cls.hidden.unique_id),
+        return picture_output(text, draw(path.name, info, tensors), NodeProgress(cls.hidden.unique_id),
                               file=files.name_of(path))

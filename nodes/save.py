@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import files, host
+from .node_progress import NodeProgress
 from .quantize import file_name_output
 from .schema import make_schema
 
@@ -44,7 +45,7 @@ class VQSaveCheckpoint(io.ComfyNode):
         from .live import say_left_out
         from .saving import save
 
-        shown, note = host.NodeProgress(cls.hidden.unique_id), say_left_out(model, clip)
+        shown, note = NodeProgress(cls.hidden.unique_id), say_left_out(model, clip)
         with host.as_interruption():
             result = save(model, clip, vae, name or "", Progress(shown, host.interrupted))
         shown.say(f"{summary(result)}\n{note}".strip())

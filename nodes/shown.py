@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from . import host
+from .node_progress import NodeProgress
 
 
 def about_file(name: str) -> dict:
@@ -11,13 +11,13 @@ def about_file(name: str) -> dict:
     return {"vq_file": [name]}
 
 
-def text_output(text: str, shown: host.NodeProgress, *outputs) -> io.NodeOutput:
+def text_output(text: str, shown: NodeProgress, *outputs) -> io.NodeOutput:
     """-> *outputs; the text in the node itself, in every frontend"""
     shown.say(text)
     return io.NodeOutput(*outputs, ui=ui.PreviewText(text).as_dict())
 
 
-def picture_output(text: str, picture, shown: host.NodeProgress, *outputs, file: str | None = None) -> io.NodeOutput:
+def picture_output(text: str, picture, shown: NodeProgress, *outputs, file: str | None = None) -> io.NodeOutput:
     """-> *outputs, text, picture [1, height, width, 3]; picture: of Pillow, RGB; file: what they are about"""
     import numpy as np
     import torch

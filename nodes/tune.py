@@ -7,6 +7,7 @@ from . import files, host, kept_files
 from .calibrate import PRESETS, drawing, duration, prompt_stamp, read, telling
 from .file_input import VQFileNode, file_input, file_name_input
 from .learning import STOPPED, forget, last_picture, require_diffusers, showing
+from .node_progress import NodeProgress
 from .quantize import file_name_output
 from .schema import make_schema
 from .shown import picture_output
@@ -118,7 +119,7 @@ class VQTune(VQFileNode):
         """-> the tuned file's name, text, picture [1, height, width, 3]"""
         require_diffusers("Tune (VQ)", "`vqpack tune`")
         given, path = _OPTIONAL | advanced, files.vq_path(file_name or file)
-        shown, preview = host.NodeProgress(cls.hidden.unique_id, SPANS), host.sdxl_previewer()
+        shown, preview = NodeProgress(cls.hidden.unique_id, SPANS), host.sdxl_previewer()
         asked = {"prompts": read(prompts, prompt_file), "count": count or None, "finish": given["finish"],
                  "size": (given["height"], given["width"]), "tuning": _tuning(given, minutes),
                  **_drawing(preset, given, model)}
@@ -141,7 +142,7 @@ class VQTune(VQFileNode):
         return picture_output(text, last_picture(result, looks, path, preview), shown, files.name_of(result.path))
 
 
-def _learned(path, teacher, output, asked: dict, shown: host.NodeProgress, said: list[str], show):
+def _learned(path, teacher, output, asked: dict, shown: NodeProgress, said: list[str], show):
     """vq_core.tuning.run.tune() out of the host's inference mode -> its result"""
     import torch
 
@@ -153,7 +154,7 @@ def _learned(path, teacher, output, asked: dict, shown: host.NodeProgress, said:
                     progress=Progress(shown, host.interrupted), tell=telling(shown, said), show=show, **asked)
 
 
-def _teacher(name, model, clip, path, shown: host.NodeProgress):
+def _teacher(name, model, clip, path, shown: NodeProgress):
     """The path of a checkpoint, or the linked model."""
     from ..vq_core.errors import PlanError
 

@@ -18,6 +18,7 @@ import comfy.utils  # isort: skip
 import folder_paths  # isort: skip
 import torch  # isort: skip
 from vqpack.nodes import calibrate, files, host, kept_files, live, plan, teacher  # isort: skip
+from vqpack.nodes.node_progress import NodeProgress  # isort: skip
 from vqpack.nodes.quantize import VQQuantizeCheckpoint  # isort: skip
 from vqpack.nodes.quantize_model import VQQuantizeModel  # isort: skip
 from vqpack.vq_core.calibration import Calibration, run  # isort: skip
@@ -52,8 +53,8 @@ def hasten() -> None:
     host_encode, host.encode = host.encode, lambda clip, text: encode(clip, text, clip.layer_idx)
     host.sample = lambda *args, **named: (DRAWN.append(args[3]), sample(*args, **named))[1]
     host.previewer = lambda model: lambda latents: ("JPEG", tuple(latents.shape), 512)
-    host.NodeProgress.preview = lambda self, picture: SHOWN.append(picture)
-    host.NodeProgress.say = lambda self, text: SHOWN.append(text)
+    NodeProgress.preview = lambda self, picture: SHOWN.append(picture)
+    NodeProgress.say = lambda self, text: SHOWN.append(text)
 
 
 def node(cls, **inputs):
@@ -117,10 +118,10 @@ def case_short() -> dict:
 def case_node(model, clip) -> dict:
     """A run, what it shows and leaves, and the same run again."""
     comfy.model_management.load_models_gpu([model])        # what loading does is the host's
-    before, bar, real = touched(model), [], host.NodeProgress.__call__
-    host.NodeProgress.__call__ = lambda self, *args: (real(self, *args), bar.append((args[0], self._shown)))[0]
+    before, bar, real = touched(model), [], NodeProgress.__call__
+    NodeProgress.__call__ = lambda self, *args: (real(self, *args), bar.append((args[0], self._shown)))[0]
     name, text, shown = calibrated(model, clip, memory_gb=MEMORY)
-    host.NodeProgress.__call__ = real
+    NodeProgress.__call__ = real
     after = touched(model)
     pictures = [one for one in SHOWN if isinstance(one, tuple)]
     SHOWN.clear()

@@ -77,6 +77,7 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from vqpack.nodes import files, host  # noqa: E402
+from vqpack.nodes.node_progress import NodeProgress  # noqa: E402
 from vqpack.vq_core.device_memory import CODING_BYTES  # noqa: E402
 
 
@@ -146,7 +147,7 @@ def case_states() -> dict:
 def case_host() -> dict:
     """One bar for all stages of a node, and room on a device: what is asked of ComfyUI."""
     values, room = [], []
-    shown = host.NodeProgress(None)
+    shown = NodeProgress(None)
     shown._bar = SimpleNamespace(update_absolute=lambda value, total: values.append(value))
     for stage in ("reading the source", "coding", "writing the file"):
         for done in (0, 5, 10):

@@ -24,6 +24,7 @@ import torch  # isort: skip
 from PIL import Image  # isort: skip
 from comfy_execution.graph_utils import ExecutionBlocker  # isort: skip
 from vqpack.nodes import files, host  # isort: skip
+from vqpack.nodes.node_progress import NodeProgress  # isort: skip
 from vqpack.nodes.compare import VQCompare  # isort: skip
 from vqpack.nodes.inspect import VQInspect  # isort: skip
 from vqpack.nodes.loading import load_checkpoint  # isort: skip
@@ -175,7 +176,7 @@ def trouble(stock, lora) -> dict:
     broken = stock.clone()
     broken.set_model_sampler_cfg_function(lambda args: args["cond"] * math.nan)
     found["nan"] = [compare(broken, stock)[2], compare(stock, broken)[2]]
-    real = host.NodeProgress.__call__
+    real = NodeProgress.__call__
 
     def stop(self, stage, done, *rest):
         real(self, stage, done, *rest)
@@ -183,13 +184,13 @@ def trouble(stock, lora) -> dict:
         if done == STEPS + 1:                                          # in B's first step
             comfy.model_management.interrupt_current_processing()
 
-    host.NodeProgress.__call__ = stop
+    NodeProgress.__call__ = stop
     found["stopped"] = refused(compare, stock, lora)
-    host.NodeProgress.__call__ = lambda self, *rest: (real(self, *rest), values.append(self._shown)) and None
+    NodeProgress.__call__ = lambda self, *rest: (real(self, *rest), values.append(self._shown)) and None
     found["flag_down"] = not comfy.model_management.processing_interrupted()
     values.clear()
     found["after"] = compare(stock, lora)[2]
-    host.NodeProgress.__call__ = real
+    NodeProgress.__call__ = real
     return {**found, "values": values}
 
 

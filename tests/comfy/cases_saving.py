@@ -299,9 +299,9 @@ def case_save() -> dict:
     found["plain"] = {**saved_against(plain), "latents": apart(sample(read(plain)[0]), sample(base[0]))}
     graph = merged(base)
     said = []
-    save.host.NodeProgress.say, say = (lambda self, text: said.append(text)), save.host.NodeProgress.say
+    save.NodeProgress.say, say = (lambda self, text: said.append(text)), save.NodeProgress.say
     with_lora = OUT / node(save.VQSaveCheckpoint, graph[0], "lora", clip=graph[1], vae=graph[2])
-    save.host.NodeProgress.say = say
+    save.NodeProgress.say = say
     found["said"] = said[-1]
     back = read(with_lora)
     found["lora"] = {**saved_against(with_lora), "latents": apart(sample(back[0]), sample(graph[0])),

@@ -17,6 +17,7 @@ import comfy.sample  # isort: skip
 import folder_paths  # isort: skip
 import torch  # isort: skip
 from vqpack.nodes import files, host, kept_files, learning, live, loading, tune  # isort: skip
+from vqpack.nodes.node_progress import NodeProgress  # isort: skip
 from vqpack.nodes.tune import VQTune  # isort: skip
 from vqpack.vq_core import pipeline  # isort: skip
 from vqpack.vq_core.configs import read_config  # isort: skip
@@ -46,10 +47,10 @@ def hasten() -> None:
     ModelSource.sha256 = lambda self, progress=None: self.name.ljust(64, "0")
     live._narrow = lambda tensors: torch.float16
     host.sdxl_previewer = lambda: lambda latents: ("JPEG", host_picture(latents), 512)
-    host.NodeProgress.preview = lambda self, picture: SHOWN.append(picture)
-    host.NodeProgress.say = lambda self, text: SHOWN.append(text)
-    called, saved = host.NodeProgress.__call__, lessons.Lessons._save
-    host.NodeProgress.__call__ = lambda self, *args: (called(self, *args), BARS.append((args[0], self._shown)))[0]
+    NodeProgress.preview = lambda self, picture: SHOWN.append(picture)
+    NodeProgress.say = lambda self, text: SHOWN.append(text)
+    called, saved = NodeProgress.__call__, lessons.Lessons._save
+    NodeProgress.__call__ = lambda self, *args: (called(self, *args), BARS.append((args[0], self._shown)))[0]
     lessons.Lessons._save = lambda self, index, *rest: (DRAWN.append(index), saved(self, index, *rest))[1]
     prepared, started = student.Student.prepare, loop.Loop.__init__
 
