@@ -1,5 +1,5 @@
-"""Custom nodes for server_cancel.py: one holds the next job in the middle of a stage until it is told to stop, one looks
-at what is left afterwards in the server's process. With $VQPACK_TEST_GPU the server has the GPU of fake_gpu.py.
+"""Custom nodes for server_cancel.py: one holds the next job in the middle of a stage until it is told to stop, one
+looks at what is left afterwards in the server's process.
 """
 import collections
 import gc
@@ -17,7 +17,6 @@ from server import PromptServer
 
 PATIENCE = 120                             # seconds, as in hold_stage.py
 HELD = "(held)"
-GPU = torch.device("cpu", 0)
 put_back = []                              # what takes back what HoldAt replaced
 counted = {"after": 0}                     # calls of the held function since it was let go
 
@@ -37,8 +36,8 @@ def hold():
 
 
 class HoldAt:
-    """point: "stage NAME SHARE" after the step at which so much of a stage is done, "mark NAME SHARE" to tell the client
-    there and work on, "call MODULE FUNCTION N" after the N-th call of a function; empty: nothing is replaced any more.
+    """point: "stage|NAME|SHARE" after the step at which so much of a stage is done, "mark|NAME|SHARE" to tell the
+    client there and work on, "call|MODULE|FUNCTION|N" after the N-th call of a function; empty: nothing is replaced.
     """
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "replace", "test", True
@@ -105,7 +104,9 @@ def put(owner, name, value):
 
 
 class Look:
-    """Garbage collected: bytes of all tensors, by device; threads and open files of the pack; what the host counts."""
+    """Garbage collected: bytes of all tensors and how many there are of a kind; threads of the pack, open files; what
+    the host counts as loaded.
+    """
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "look", "test", True
 
@@ -127,12 +128,11 @@ class Look:
         for tensor in [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]:
             try:
                 storage = tensor.untyped_storage()
-                storages[storage.data_ptr()] = (storage.nbytes(), f"{tensor.dtype} {list(tensor.shape)}", str(tensor.device))
+                storages[storage.data_ptr()] = (storage.nbytes(), f"{tensor.dtype} {list(tensor.shape)}")
             except (RuntimeError, NotImplementedError):    # a shell: its parts are tensors too
                 continue
-        found = {"bytes": sum(nbytes for nbytes, *_ in storages.values()),
-                 "gpu_bytes": sum(nbytes for nbytes, _, device in storages.values() if device == str(GPU)),
-                 "kinds": collections.Counter(kind for _, kind, _ in storages.values()),
+        found = {"bytes": sum(nbytes for nbytes, _ in storages.values()),
+                 "kinds": collections.Counter(kind for _, kind in storages.values()),
                  "threads": [one.name for one in threading.enumerate() if one.name.startswith("vqpack")],
                  "open": opened(), "after": counted["after"],
                  "loaded": sum(one.model_loaded_memory() for one in management.current_loaded_models
