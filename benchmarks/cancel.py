@@ -4,9 +4,9 @@ usage: python cancel.py COMFYUI CHECKPOINT SMALL FOLDER [--times 4] [--only read
 
 CHECKPOINT: benchmarks/make_checkpoint.py makes one of SDXL's exact shapes. SMALL: a whole vqpack file, e.g. of
 benchmarks/synthetic_file.py --parts unet,te1,te2,vae. FOLDER: on the same disk, with 30 GB free; a base folder for
-ComfyUI is made there and deleted. A server on the CPU gets a job several times, is told to stop (POST /interrupt) in the
-middle of a stage, and is timed until it says that it stopped: seconds, and processor time of all its threads. Then it
-is told to free memory, and its resident memory and the files of the job are looked at. For comparison: how long the
+ComfyUI is made there and deleted. A server on the CPU gets a job several times, is told to stop (POST /interrupt) in
+the middle of a stage, and is timed until it says that it stopped: seconds, and processor time of all its threads. Then
+it is told to free memory, and its resident memory and the files of the job are looked at. For comparison: how long the
 longest layer takes there. Results go to benchmarks/results/cancel.json, stage by stage.
 """
 from __future__ import annotations
