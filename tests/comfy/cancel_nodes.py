@@ -122,6 +122,7 @@ class Look:
 
     def look(self):
         """One line of JSON."""
+        threads = [one.name for one in threading.enumerate() if one.name.startswith("vqpack")]
         for _ in range(2):                 # what a graph of gradients holds goes after the graph
             gc.collect()
         storages = {}
@@ -133,8 +134,7 @@ class Look:
                 continue
         found = {"bytes": sum(nbytes for nbytes, _ in storages.values()),
                  "kinds": collections.Counter(kind for _, kind in storages.values()),
-                 "threads": [one.name for one in threading.enumerate() if one.name.startswith("vqpack")],
-                 "open": opened(), "after": counted["after"],
+                 "threads": threads, "open": opened(), "after": counted["after"],
                  "loaded": sum(one.model_loaded_memory() for one in management.current_loaded_models
                                if one.model is not None)}
         return {"ui": {"text": [json.dumps(found)]}}
