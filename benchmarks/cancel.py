@@ -225,16 +225,6 @@ async def writing(server: Server, times: int) -> dict:
     return await stops(server, prompt, begins("writing"), [0.2 + 1.5 * i for i in range(times)])
 
 
-async def continuing(server: Server, times: int) -> dict:
-    """The spool of a stopped run, 6.9 GB, is read again before anything else: after the source was."""
-    prompt = quantize(plan="dense.vqplan.json")
-    async with aiohttp.ClientSession() as session:
-        await server.up(session)
-        first = await server.run(session, prompt, begins("writing"))
-    begun = first["stages"]["coding"] - first["stages"]["reading the source"]
-    return await stops(server, prompt, begins("reading"), [begun + 0.5 + 0.7 * i for i in range(times)])
-
-
 async def loading(server: Server, times: int, mode: str = "compressed") -> dict:
     """Somewhere in the whole time that the loader takes."""
     look = {"class_type": "PreviewAny", "inputs": {"source": ["load", 0]}}
@@ -291,7 +281,7 @@ def coding_seconds() -> dict[str, float]:
     return took
 
 
-STAGES = {"reading": reading, "coding": coding, "writing": writing, "continuing": continuing, "loading": loading,
+STAGES = {"reading": reading, "coding": coding, "writing": writing, "loading": loading,
           "loading_decoded": loading_decoded, "drawing": drawing}
 
 if __name__ == "__main__":
