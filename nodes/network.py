@@ -122,6 +122,7 @@ class HostSensitivities(Sensitivities):
     @staticmethod
     def row_squares(module: nn.Module) -> torch.Tensor:
         """Mean squared weight of each output row, also of coded weights, float64 [out]."""
+        host.run_every_op()                # all layers one after the other, before the first answer
         return plain(module.weight.detach()).float().square().flatten(1).mean(1).double().cpu()
 
     def add(self, halves: Sequence[tuple[float, Callable[[], torch.Tensor]]], generator: torch.Generator) -> None:
@@ -187,6 +188,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         """-> gradient of the input; take(gradient of the weight, [out, in] or [out, in, kh, kw])"""
+        host.run_every_op()
         x, = ctx.saved_tensors
         module, ours = ctx.module, None
         if ctx.take is not None:

@@ -28,6 +28,7 @@ class Coded(Guarded):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                               error_msgs):
+        host.raise_if_interrupted()        # memory mode decoded: each layer is decoded here
         for name in ("weight", "bias"):
             old = self._parameters.get(name)
             if old is None:

@@ -58,7 +58,7 @@ def decompress(path: str | Path, output: str | Path, dtype: str | None = None, o
                 for rows in _rows(reader, out, coded):
                     writer.write(rows)
                     progress.advance(rows.numel(), out.key)
-            final = writer.close()
+            final = writer.close(progress)
         except BaseException:
             writer.abort()
             raise

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from .errors import VQError
 from .locked_files import WINDOWS, delete_locked, open_slot
 from .open_files import is_open
-from .publish import NotRenamed, check_space, os_error, publish
+from .progress import Progress
+from .publish import Flushed, NotRenamed, check_space, os_error, publish
 from .safetensors_io import CHUNK, DTYPES, Entry, dump_header, frame_header
 from .writer import HASH_KEY
 
@@ -46,6 +46,7 @@ class PlainWriter:
             raise VQError(f"'{self.target.name}' is loaded and cannot be replaced: unload it or choose another name")
         self._try(lambda: check_space(self.target.parent, end + len(header)))
         self._part, self._file = self._try(lambda: open_slot(self.target, ".part", delete_locked))
+        self._flushed = Flushed(self._file)
         try:
             self._try(lambda: self._file.truncate(0))      # what a dead run left
             self._file.seek(0)
@@ -63,16 +64,18 @@ class PlainWriter:
             self._hash.update(data)
         self._written += len(data)
         self._write(data)
+        self._try(lambda: self._flushed.wrote(len(data)))
 
-    def close(self) -> Path:
-        """Check that all tensors are there, sync, rename -> the final path."""
+    def close(self, progress: Progress | None = None) -> Path:
+        """Check that all tensors are there, sync, ask `progress` whether to stop, rename -> the final path."""
         if self._written != self._end:
             raise VQError(f"'{self.target.name}' got {self._written} bytes of tensors, its header has {self._end}")
         if self._hash is not None:
             self._metadata[HASH_KEY] = "0x" + self._hash.hexdigest()
             self._try(lambda: self._file.seek(0))
             self._write(memoryview(self._header()))
-        self._try(lambda: os.fsync(self._file.fileno()))
+        self._try(self._flushed.flush)
+        (progress or Progress()).check()   # the last moment: what has its name stays
         if WINDOWS:                        # renames no open file; elsewhere the lock holds until it has its name
             self._file.close()
         try:

@@ -16,7 +16,26 @@ FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _IN_USE = (32, 33)                         # Windows: sharing violation, lock violation
 _LONGEST_WINDOWS_PATH = 259
+_FLUSHED = 128 << 20                       # bytes at a time: no stop reaches what the system does at the end of 7 GB
 _PATIENCE = (0.1, 0.3, 0.6, 1.0, 2.0)      # seconds between tries: a virus scanner lets go of a new file in that time
+
+
+class Flushed:
+    """An open file whose bytes the system is told to put on the disk a part at a time."""
+
+    def __init__(self, file):
+        self._file, self._waiting = file, 0
+
+    def wrote(self, nbytes: int) -> None:
+        """So many bytes more were written."""
+        self._waiting += nbytes
+        if self._waiting >= _FLUSHED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Return when all of it is there."""
+        os.fsync(self._file.fileno())
+        self._waiting = 0
 
 
 class NotRenamed(VQError):

@@ -171,7 +171,7 @@ class _Job:
     def run(self, items: list[Item], folder: Path, name: str | None, overwrite: bool, started: float):
         """Code all items into the spool, then write the file -> QuantizeResult"""
         path = folder / (name or f"{safe_stem(self.source.stem)}-vq{SUFFIX}")
-        writer = Writer(path, overwrite, self.fingerprint, self._expected_bytes(items))
+        writer = Writer(path, overwrite, self.fingerprint, self._expected_bytes(items), self.progress)
         self.errors.begin((item.layer.key for item in items if self.plan.spec_for(item.layer).kind != "dense"), writer)
         try:
             with closing(self._stages(items, writer, path)) as stages:

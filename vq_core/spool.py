@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors import VQError
 from .locked_files import delete_locked, is_abandoned, open_slot, sweep
+from .progress import Progress
 from .safetensors_io import CHUNK
 
 _JOURNAL = "vqpack spool 1"
@@ -33,16 +34,20 @@ class Spool:
     """Append-only file beside the target, locked while in use. `entries`: key -> Spooled, in order of arrival.
 
     A spool left by a dead run with the same `fingerprint` is taken over up to its last intact tensor; any other is
-    discarded. Without a fingerprint nothing is ever taken over.
+    discarded. Without a fingerprint nothing is ever taken over. progress: asked whether to stop at each tensor.
     """
 
-    def __init__(self, target: Path, fingerprint: str | None):
+    def __init__(self, target: Path, fingerprint: str | None, progress: Progress | None = None):
         self.fingerprint = fingerprint
         self.entries: dict[str, Spooled] = {}
         self.end = 0
         self.path, self._file = open_slot(target, ".spool", _remove)
         self._journal_path = _journal_of(self.path)
-        kept = self._take_over() if fingerprint is not None else 0
+        try:
+            kept = self._take_over(progress or Progress()) if fingerprint is not None else 0
+        except BaseException:
+            self._file.close()             # as it was, for the next run
+            raise
         self._file.truncate(self.end)
         try:
             self._journal = open(self._journal_path, "r+b" if kept else "wb", buffering=0)
@@ -91,7 +96,7 @@ class Spool:
     def _write_line(self, value: dict) -> None:
         write_all(self._journal, memoryview(json.dumps(value, sort_keys=True).encode() + b"\n"))
 
-    def _take_over(self) -> int:
+    def _take_over(self, progress: Progress) -> int:
         """Adopt intact entries of an earlier run -> length of the journal that stays."""
         try:
             lines = self._journal_path.read_bytes().splitlines(keepends=True)
@@ -101,6 +106,7 @@ class Spool:
             return 0
         kept = len(lines[0])
         for line in lines[1:]:
+            progress.check()
             entry = _entry(_line(line))
             if entry is None or entry.offset != self.end or entry.key in self.entries or not self._intact(entry):
                 break

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .errors import PlanError, UnsupportedError
 from .metrics import latent_psnr, noise_snr
@@ -170,7 +171,8 @@ def _draw(pipe, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
     """One batch. along: states [steps, n, 4, h, w] that replace the model's own after each step."""
     noise, said, states, times = _noise(pipe, seeds, settings.size), [], [], []
     if embeddings is None:
-        embeddings = _embed(pipe, prompts, settings.guidance)
+        with _stoppable(pipe, progress):
+            embeddings = _embed(pipe, prompts, settings.guidance)
 
     def stepped(_, step: int, timestep: torch.Tensor, found: dict) -> dict:
         states.append(_kept(found["latents"]))
@@ -179,7 +181,7 @@ def _draw(pipe, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
             progress.advance(len(prompts) / settings.steps)
         return {} if along is None else {"latents": along[step].to(found["latents"])}
 
-    with torch.no_grad(), _listening(pipe, settings, said):
+    with torch.no_grad(), _stoppable(pipe, progress), _listening(pipe, settings, said):
         placed = {name: value.to(pipe.unet.device, pipe.unet.dtype) for name, value in embeddings.items()}
         images = pipe(**placed, latents=noise.to(pipe.unet.device, pipe.unet.dtype), height=settings.size[0],
                       width=settings.size[1], num_inference_steps=settings.steps, guidance_scale=settings.guidance,
@@ -189,6 +191,19 @@ def _draw(pipe, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
     return Trajectory(tuple(prompts), tuple(seeds), settings, noise, torch.tensor(times), torch.stack(states),
                       _kept(images), predictions, {name: _kept(value) for name, value in embeddings.items()},
                       _prediction_type(pipe.scheduler))
+
+
+@contextmanager
+def _stoppable(pipe, progress: Progress | None) -> Iterator[None]:
+    """Each layer asks first whether to stop: one call of SDXL's UNet takes a CPU half a minute."""
+    modules = [module for part in pipe.components.values() if isinstance(part, nn.Module) for module in part.modules()]
+    hooks = [module.register_forward_pre_hook(lambda *_: progress.check())
+             for module in modules if progress is not None and not any(module.children())]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from .errors import FormatError, VQError
 from .file_names import SUFFIX
 from .open_files import is_open
 from .progress import Progress
-from .publish import FULL, NotRenamed, check_space, os_error, publish
+from .publish import FULL, Flushed, NotRenamed, check_space, os_error, publish
 from .record import read_layout
 from .safetensors_io import DTYPES, Entry, dtype_name, dump_header, frame_header
 from .spool import Spool, Spooled, sweep_abandoned, write_all
@@ -32,11 +32,12 @@ class Writer:
     path: the file to be made. overwrite: replace what is there; otherwise an existing name gets a number.
     fingerprint: text that decides the content (source, plan, settings); with it a run that died or was aborted with
     keep_spool is resumed: `key in writer` tells what is there already. expected_bytes: checked against free space.
+    progress: asked whether to stop while an earlier run's tensors are read.
     VQError: no such folder, not writable, too little space, the file to be replaced is loaded.
     """
 
     def __init__(self, path: str | os.PathLike, overwrite: bool = False, fingerprint: str | None = None,
-                 expected_bytes: int = 0):
+                 expected_bytes: int = 0, progress: Progress | None = None):
         self.path, self.overwrite = Path(path), overwrite
         self._spool: Spool | None = None
         if self.path.suffix != SUFFIX:
@@ -45,7 +46,7 @@ class Writer:
             raise VQError(f"the folder '{self.path.parent}' does not exist: create it or choose another one")
         self._refuse_open(self.path)
         try:
-            self._spool = Spool(self.path, fingerprint)
+            self._spool = Spool(self.path, fingerprint, progress)
         except OSError as error:
             raise os_error(error, self.path.parent) from None
         self._part = self._spool.path.with_suffix(".part")
@@ -189,15 +190,17 @@ class Writer:
     def _write_part(self, ordered: list[Spooled], metadata: dict[str, str], progress: Progress) -> None:
         header, digest = self._header(ordered, metadata, "0" * 64), hashlib.sha256()
         with open(self._part, "wb", buffering=0) as file:
+            flushed = Flushed(file)
             write_all(file, memoryview(header))
             for entry in ordered:
                 for view in self._spool.chunks(entry):
                     digest.update(view)
                     write_all(file, view)
+                    flushed.wrote(len(view))
                     progress.advance(len(view))
             file.seek(0)
             write_all(file, memoryview(self._header(ordered, metadata, digest.hexdigest())))
-            os.fsync(file.fileno())
+            flushed.flush()
 
     def _refuse_open(self, path: Path) -> None:
         if self.overwrite and is_open(path):

@@ -1,6 +1,7 @@
 """Sensitivities: exact where the network is linear, close to what a perturbed layer of the testbed does."""
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -140,3 +141,32 @@ def test_prediction_meets_what_a_perturbed_layer_does(small, pipe, testbed, capt
             ratios.append(float((rows * output_error(lost, calibration.gram(layer.key).blocks)).sum()) / got)
     logs = torch.tensor(ratios).log()
     assert 0.5 < float(logs.mean().exp()) < 2.0 and float(logs.abs().max().exp()) < 6.0, ratios
+
+
+class Branch(torch.autograd.Function):
+    """What it is given; its backward pass may stop."""
+
+    @staticmethod
+    def forward(ctx, x, stops):
+        ctx.stops = stops
+        return x + 0
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.stops:
+            raise KeyboardInterrupt
+        return gradient, None
+
+
+def test_a_backward_pass_that_is_stopped_leaves_no_graph():
+    """The branch differentiated first stops: torch has the other one, and all that is behind it, in its queue."""
+    model = Linear()
+
+    def ask() -> torch.Tensor:
+        plain = model()
+        return Branch.apply(plain, False) + Branch.apply(plain, True)
+
+    with pytest.raises(KeyboardInterrupt):
+        Sensitivities({"a": model.layer}).add([(1.0, ask)], torch.Generator())
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one).__name__ == "BranchBackward"]

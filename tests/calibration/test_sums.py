@@ -10,9 +10,11 @@ from torch.nn import functional as F
 from vqpack.vq_core.calibration.accumulate import Sums, chosen_rows, input_rows, interval_of
 from vqpack.vq_core.calibration.calls import noise_levels
 from vqpack.vq_core.calibration.groups import CodedLayer, Group, _grouped, sweeps
+from vqpack.vq_core.calibration.kept import Snapshot
 from vqpack.vq_core.calibration.settings import PRESETS, chosen_steps, pictures, preset_settings
 from vqpack.vq_core.encode import to_matrix
-from vqpack.vq_core.errors import PlanError
+from vqpack.vq_core.errors import Interrupted, PlanError
+from vqpack.vq_core.progress import Progress
 
 CONVOLUTIONS = [dict(kernel_size=3, padding=1), dict(kernel_size=3, padding=1, stride=2), dict(kernel_size=1),
                 dict(kernel_size=(3, 5), padding=(0, 2), stride=(2, 1)), dict(kernel_size=3, dilation=2, padding=1)]
@@ -149,3 +151,23 @@ def test_impossible_settings_are_refused_by_name(change, words):
 def test_times_of_another_kind_become_places_in_the_trajectory():
     assert noise_levels(torch.tensor([951.0, 501.0, 1.0])) == [951.0, 501.0, 1.0]
     assert noise_levels(torch.tensor([1.2, 0.1, -1.5, -1.9])) == [1000.0, 750.0, 500.0, 250.0]
+
+
+def test_a_stop_while_sums_are_copied_leaves_the_copy_before(tmp_path):
+    def sums(value: float) -> dict[int, Sums]:
+        found = {index: Sums(Group((str(index),), str(index), 2, 3)) for index in range(4)}
+        for one in found.values():
+            one.totals += value
+        return found
+
+    path, asked = tmp_path / "sums.npz", []
+    Snapshot(path, sums(1.0), Progress())._save()
+    stopping = Progress(should_stop=lambda: len(asked) > 2)
+    stopped = Snapshot(path, sums(2.0), stopping)
+    asked += [1, 2, 3]
+    with pytest.raises(Interrupted):
+        stopped._save()
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    found = sums(0.0)
+    Snapshot(path, found, Progress())
+    assert all(torch.equal(one.totals, torch.ones(2, 2, 3, 3)) for one in found.values())

@@ -165,6 +165,20 @@ def test_progress_stops_and_everything_is_undone(pipe):
     assert pipe.scheduler is scheduler and not pipe.unet._forward_hooks
 
 
+def test_a_stop_waits_for_one_layer_of_a_call(pipe):
+    begun, ended = [], []
+    hooks = [pipe.unet.conv_in.register_forward_hook(lambda *_: begun.append(1)),
+             pipe.unet.conv_out.register_forward_hook(lambda *_: ended.append(1))]
+    try:
+        with pytest.raises(Interrupted):
+            trajectory.sample(pipe, PROMPTS, SEEDS, **HOW, progress=Progress(should_stop=lambda: len(begun) > 1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(begun) == 2 and len(ended) == 1
+    assert not any(module._forward_pre_hooks for module in pipe.unet.modules())
+
+
 @pytest.mark.parametrize("change, words", [
     ({"prompts": ()}, "0 prompts and 2 seeds"), ({"prompts": "a circle"}, "list of prompts"),
     ({"seeds": (1,)}, "2 prompts and 1 seeds"), ({"sampler": "best"}, "unknown sampler 'best'"),

@@ -24,13 +24,14 @@ def capture(unet, groups: dict[int, Group], pictures: list[Picture], kept: Kept,
         return
     progress.start(stage, len(pictures))
     sums = {index: Sums(group, unet.device) for index, group in missing.items()}
-    snapshot = Snapshot(kept.folder / f"sums-{min(groups)}.npz", sums)
+    snapshot = Snapshot(kept.folder / f"sums-{min(groups)}.npz", sums, progress)
     todo = pictures[snapshot.done:]
     progress.start(stage, max(1, len(todo)))
     for picture in todo:
         capture_picture(unet, kept.calls(picture), picture, sums, settings, progress)
         snapshot.finished(picture.index + 1)
-    for index in list(sums):
+    for index in list(sums):               # those that are not stored when it is stopped are in the last copy
+        progress.check()
         _store(index, sums.pop(index), writer)
     snapshot.path.unlink(missing_ok=True)
     progress.finish()

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UnsupportedError, VQError
 from ..locked_files import delete_locked, open_locked
+from ..progress import Progress
 from .accumulate import Sums
 from .calls import Calls, load_calls, save_calls
 from .settings import Picture
@@ -64,10 +65,13 @@ class Kept:
 
 
 class Snapshot:
-    """A copy of one sweep's sums on disk, after whole pictures, so that a stopped run goes on with the same numbers."""
+    """A copy of one sweep's sums on disk, after whole pictures, so that a stopped run goes on with the same numbers.
 
-    def __init__(self, path: Path, sums: dict[int, Sums]):
-        self.path, self.sums, self.done = path, sums, 0
+    progress: asked whether to stop at each group's sums; the copy before stays then.
+    """
+
+    def __init__(self, path: Path, sums: dict[int, Sums], progress: Progress):
+        self.path, self.sums, self.done, self._progress = path, sums, 0, progress
         self._last, self._cost = time.monotonic(), 0.0
         self._load()
 
@@ -80,19 +84,35 @@ class Snapshot:
             self._last, self._cost = time.monotonic(), time.monotonic() - now
 
     def _save(self) -> None:
-        arrays = {f"{index}.{name}": value for index, sums in self.sums.items() for name, value in sums.state().items()}
         part = self.path.with_name(self.path.name + ".part")
-        with open(part, "wb") as file:
-            np.savez(file, done=np.array(self.done), **arrays)
+        try:
+            with zipfile.ZipFile(part, "w") as archive:        # what np.savez writes, but not in one go
+                _write(archive, "done", np.array(self.done))
+                for index, sums in self.sums.items():
+                    self._progress.check()
+                    for name, value in sums.state().items():
+                        _write(archive, f"{index}.{name}", value)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         os.replace(part, self.path)
 
     def _load(self) -> None:
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                done, names = int(file["done"]), Sums.NAMES
-                states = {index: {name: file[f"{index}.{name}"] for name in names} for index in self.sums}
+                done = int(file["done"])
+                states = {index: self._read(file, index) for index in self.sums}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return
         for index, state in states.items():
             self.sums[index].restore(state)
         self.done = done
+
+    def _read(self, file, index: int) -> dict:
+        self._progress.check()
+        return {name: file[f"{index}.{name}"] for name in Sums.NAMES}
+
+
+def _write(archive: zipfile.ZipFile, name: str, value) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.asanyarray(value), allow_pickle=False)

@@ -169,7 +169,7 @@ class _Job:
             raise VQError(f"the folder '{path.parent}' does not exist: create it or choose another one")
         kept = Kept(path.with_name(path.name.removesuffix(".safetensors") + ".parts"), self.fingerprint)
         try:
-            with Writer(path, overwrite, self.fingerprint) as writer:
+            with Writer(path, overwrite, self.fingerprint, progress=self.progress) as writer:
                 final = self._work(kept, writer)
         finally:
             kept.close()

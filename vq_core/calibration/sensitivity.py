@@ -72,7 +72,11 @@ class Sensitivities:
         answer = ask()
         if signs is None:
             signs = torch.randint(0, 2, answer.shape, generator=generator).to(answer) * 2 - 1
-        answer.backward(signs * (factor / largest))        # at most 1: half precision must hold the gradients
+        try:
+            answer.backward(signs * (factor / largest))    # at most 1: half precision must hold the gradients
+        except BaseException:              # torch keeps what was left to do, and its graph, until the thread's next one
+            torch.zeros(1, requires_grad=True).sum().backward()
+            raise
         return total + factor * answer.detach(), signs
 
     @contextmanager
