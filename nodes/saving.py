@@ -26,7 +26,7 @@ def save(model, clip, vae, name: str, progress: Progress) -> SaveResult:
     path = output / f"{safe_stem(graph.name)}{SUFFIX}" if output.is_dir() else output
     patched = {key: blob for key, (weight, blob) in coded.items() if weight.patches}
     with graph.source(model, path.parent) as source:
-        return save_model(source, blobs, patched, _origin(model, clip, blobs), path, progress,
+        return save_model(source, blobs, patched, _origin(model, clip, blobs, progress), path, progress,
                           host.writes_metadata())
 
 
@@ -36,9 +36,10 @@ def _nothing_coded(graph: Live, patched: bool) -> str:
     return f"'{graph.name}' cannot be saved as it is: {why}; use Quantize Model (VQ) to make a VQ file of it"
 
 
-def _origin(model, clip, blobs) -> Origin:
+def _origin(model, clip, blobs, progress: Progress) -> Origin:
     """What the model's own file, and that of the text encoders, says about these blobs."""
     paths = [source_file(patcher) for patcher in (model, *([] if clip is None else [clip.patcher]))]
-    found = [read_origin(path, blobs) for path in dict.fromkeys(path for path in paths if isinstance(path, Path))]
+    known = dict.fromkeys(path for path in paths if isinstance(path, Path))
+    found = [read_origin(path, blobs, progress) for path in known]
     rows = {key: row for origin in reversed(found) for key, row in origin.rows.items()}
     return Origin(found[0].metadata if found else {}, rows)

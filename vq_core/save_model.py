@@ -10,7 +10,7 @@ import torch
 from .arch import layers as arch_layers
 from .bits import Stored
 from .container import Reader, Writer
-from .errors import PlanError, VQError
+from .errors import Interrupted, PlanError, VQError
 from .header import canvas_graph, common_metadata, dump, settle
 from .inspection import json_field, read_report
 from .progress import Progress
@@ -42,19 +42,32 @@ class SaveResult:
     more: int
 
 
-def read_origin(path: Path | None, blobs: Mapping[str, CodedWeight]) -> Origin:
-    """The header's metadata and the report's rows of a file that holds any of these blobs; empty for any other file."""
+def read_origin(path: Path | None, blobs: Mapping[str, CodedWeight], progress: Progress | None = None) -> Origin:
+    """The header's metadata and the report's rows of a file that holds any of these blobs; empty for any other file.
+
+    progress: is asked at each blob whether to stop.
+    """
     if path is None:
         return Origin({}, {})
     try:
         with Reader(path) as reader:
-            coded = frozenset(reader.coded_keys())
-            same = [key for key, weight in blobs.items()
-                    if key in coded and torch.equal(reader.raw(key), weight.blob.cpu())]
+            same = _same(reader, blobs, progress or Progress())
             rows = {row["name"]: row for row in read_report(reader).get("layers", ())}
             return Origin(dict(reader.metadata) if same else {}, {key: rows[key] for key in same if key in rows})
+    except Interrupted:
+        raise
     except (VQError, OSError):             # moved, replaced or damaged: the blobs in memory are what counts
         return Origin({}, {})
+
+
+def _same(reader: Reader, blobs: Mapping[str, CodedWeight], progress: Progress) -> list[str]:
+    """Keys of the blobs that the file holds byte for byte."""
+    coded, found = frozenset(reader.coded_keys()), []
+    for key, weight in blobs.items():
+        progress.check()
+        if key in coded and torch.equal(reader.raw(key), weight.blob.cpu()):
+            found.append(key)
+    return found
 
 
 def save_model(source: Source, blobs: Mapping[str, CodedWeight], patched: Mapping[str, CodedWeight], origin: Origin,

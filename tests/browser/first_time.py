@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from page import LOGO, Page
+from page import Page
 from playwright.sync_api import sync_playwright
 
 URL, BASE, SHOTS, CHROMIUM, _, RENDERER = sys.argv[1:7]
@@ -36,12 +36,8 @@ def visit(page: Page) -> dict:
         page.page.keyboard.press("Escape")
         visitor.done.append("close the greeting")
         page.rest(800)
-    page.page.mouse.click(*LOGO)
-    visitor.done.append("main menu")
-    page.page.get_by_role("menuitem", name="Extensions").first.hover()
-    page.rest(700)
-    visitor.click("Quantize (VQ)…", page.page.get_by_text("Quantize (VQ)…", exact=True).last)
-    page.page.wait_for_selector(".vq-dialog[open]")
+    page.command()
+    visitor.done += ["main menu", "Quantize (VQ)…"]
     page.page.wait_for_function("document.querySelector('.vq-dialog dd').textContent.includes('MB')")
     page.page.wait_for_function("document.querySelector('.vq-dialog dl').textContent.includes('on this machine')")
     page.shot("first-2-dialog")

@@ -98,9 +98,15 @@ class Page:
     def command(self) -> None:
         """The main menu, Extensions, "Quantize (VQ)…": two clicks."""
         self.page.mouse.click(*LOGO)
-        self.page.get_by_role("menuitem", name="Extensions").first.hover()
-        self.rest(700)
-        self.page.get_by_text("Quantize (VQ)…", exact=True).last.click()
+        item = self.page.get_by_text("Quantize (VQ)…", exact=True).last
+        for _ in range(5):                 # a slow page may still show the submenu that the mouse has passed
+            self.page.get_by_role("menuitem", name="Extensions").first.hover()
+            try:
+                item.wait_for(timeout=3000)
+                break
+            except TimeoutError:
+                self.page.get_by_role("menuitem", name="File").first.hover()
+        item.click()
         self.page.wait_for_selector(".vq-dialog[open]")
 
     def press(self, name: str) -> None:

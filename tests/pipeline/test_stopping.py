@@ -5,10 +5,12 @@ import os
 
 import pytest
 import torch
+from vqpack.vq_core.container import Reader
 from vqpack.vq_core.decompress import decompress
 from vqpack.vq_core.errors import Interrupted
 from vqpack.vq_core.progress import Progress
 from vqpack.vq_core.quantize import quantize
+from vqpack.vq_core.save_model import read_origin
 
 SECONDS = 2.0                              # of processor time; what is seen is a tenth of that
 UNIFORM = {"bits": 3, "method": "uniform", "parts": ("unet",)}         # the quickest
@@ -53,6 +55,16 @@ def test_a_stop_in_any_stage_leaves_nothing_half_written(testbed, finished, tmp_
     assert sorted(path.suffix for path in tmp_path.iterdir()) == kept
     again = quantize(testbed, tmp_path / "f", **UNIFORM)
     assert again.path.read_bytes() == finished.read_bytes() and os.listdir(tmp_path) == [again.path.name]
+
+
+def test_a_model_is_not_compared_further_with_its_file(finished):
+    asked = []
+    with Reader(finished) as reader:
+        blobs = {key: reader.weight(key) for key in reader.coded_keys()}
+    assert len(read_origin(finished, blobs, Progress(should_stop=lambda: asked.append(1))).rows) == len(blobs)
+    assert len(asked) == len(blobs)                    # at each blob, and goes on while the answer is no
+    with pytest.raises(Interrupted):
+        read_origin(finished, blobs, Progress(should_stop=lambda: True))
 
 
 def test_a_stop_before_anything_is_coded_leaves_nothing(testbed, tmp_path):
