@@ -74,7 +74,7 @@ def cancelled(page: Page) -> dict:
     page.page.locator(".vq-dialog select").first.select_option("tiny.safetensors")
     page.page.locator(f".vq-dialog {SLIDER}").focus()
     page.page.keyboard.press("Home")                                                   # 1 bit: the slowest
-    page.page.get_by_label("File name").fill("never")
+    page.page.get_by_label("File name", exact=True).fill("never")
     page.press("Quantize")
     page.page.wait_for_function("document.querySelector('.vq-text')?.textContent.startsWith('coding')")
     page.press("Hide")
@@ -155,8 +155,8 @@ def reloaded(page: Page) -> dict:
 def closed(page: Page) -> dict:
     """The window closed in the middle of a job: another one shows it, and what came of it."""
     page.command()
-    page.page.get_by_label("Checkpoint").select_option("tiny.safetensors")
-    page.page.get_by_label("File name").fill("closed")
+    page.page.get_by_label("Checkpoint", exact=True).select_option("tiny.safetensors")
+    page.page.get_by_label("File name", exact=True).fill("closed")
     page.press("Quantize")
     page.page.wait_for_function("document.querySelector('.vq-text')?.textContent.startsWith('coding')")
     page.page.close()
@@ -183,14 +183,14 @@ def deleted(page: Page) -> dict:
     os.link(gone.with_name("tiny.safetensors"), gone)
     page.open()
     page.command()
-    page.page.get_by_label("Checkpoint").select_option(gone.name)
+    page.page.get_by_label("Checkpoint", exact=True).select_option(gone.name)
     page.page.wait_for_function("document.querySelector('.vq-dialog dd').textContent.includes('MB')")
     gone.unlink()
     page.press("Quantize")
     page.page.wait_for_selector(".vq-refused")
     page.shot("deleted")
     found = {"said": page.text(".vq-refused")}
-    page.page.get_by_label("Checkpoint").select_option("tiny.safetensors")
+    page.page.get_by_label("Checkpoint", exact=True).select_option("tiny.safetensors")
     found["can_start"] = page.page.get_by_role("button", name="Quantize", exact=True).last.is_enabled()
     page.press("Close")
     return found
@@ -203,8 +203,8 @@ def filled(page: Page) -> dict:
         return {}
     try:
         page.command()
-        page.page.get_by_label("Checkpoint").select_option("tiny.safetensors")
-        page.page.get_by_label("File name").fill("full")
+        page.page.get_by_label("Checkpoint", exact=True).select_option("tiny.safetensors")
+        page.page.get_by_label("File name", exact=True).fill("full")
         page.press("Quantize")
         page.page.wait_for_function("document.querySelector('.vq-text')?.textContent.startsWith('coding')")
         with open(FOLDER / "filler", "wb") as filler, contextlib.suppress(OSError):
@@ -216,8 +216,8 @@ def filled(page: Page) -> dict:
         page.press("OK")
         (FOLDER / "filler").unlink()
         page.command()
-        page.page.get_by_label("Checkpoint").select_option("tiny.safetensors")
-        page.page.get_by_label("File name").fill("full")
+        page.page.get_by_label("Checkpoint", exact=True).select_option("tiny.safetensors")
+        page.page.get_by_label("File name", exact=True).fill("full")
         page.press("Quantize")
         page.page.wait_for_selector(".vq-job[data-state=done]")
         page.press("Dismiss")
