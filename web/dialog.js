@@ -8,6 +8,7 @@ import { toCorner, watching } from "./watch.js";
 /** Open it; origin: the loader node it was called from, whose links the result may take. */
 export async function openDialog(origin, checkpoint) {
   const names = await server.options(server.QUANTIZE, "checkpoint");
+  let begun = ""; // once the job is in the queue: why nothing can be chosen any more
   const chosen = { bits: 3, method: "trellis", encoders: "6", switched: false };
   const title = unique("title");
   const source = labelled("Checkpoint", make("select", {}, ...names.map((one) => make("option", { value: one }, one))));
@@ -19,7 +20,7 @@ export async function openDialog(origin, checkpoint) {
   if (names.includes(checkpoint)) source.field.value = checkpoint;
   encoders.field.value = chosen.encoders;
   const panel = bitWidth({
-    read: () => ({ ...chosen, locked: "" }),
+    read: () => ({ ...chosen, locked: begun }),
     write: ({ bits, method, encoders: wanted, switched }) => {
       Object.assign(chosen, { bits, method, switched }, wanted === undefined ? {} : { encoders: wanted });
       encoders.field.value = chosen.encoders;
@@ -55,7 +56,9 @@ export async function openDialog(origin, checkpoint) {
       start.disabled = false;
       return;
     }
-    form.querySelectorAll("select, input, button").forEach((field) => { field.disabled = true; });
+    begun = "The job was started with these.";
+    for (const { field } of [source, encoders, name]) field.disabled = true;
+    panel.refresh();
     start.hidden = true;
     const watch = watching(job, origin, () => { left = true; dialog.close(); });
     work.replaceChildren(watch);

@@ -39,7 +39,7 @@ def visit(page: Page) -> dict:
     page.command()
     visitor.done += ["main menu", "Quantize (VQ)…"]
     page.page.wait_for_function("document.querySelector('.vq-dialog dd').textContent.includes('MB')")
-    page.page.wait_for_function("document.querySelector('.vq-dialog dl').textContent.includes('on this machine')")
+    page.page.wait_for_function("document.querySelector('.vq-dialog dl').textContent.includes('of its own layers')")
     page.shot("first-2-dialog")
     visitor.click("Quantize", page.page.get_by_role("button", name="Quantize", exact=True).last)
     page.page.wait_for_selector(".vq-job .vq-picture:not([hidden])")
