@@ -3,14 +3,11 @@ LoRA. Usage as person.py. Every click is counted, and a key that stands for one.
 """
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
-from page import Page
-from playwright.sync_api import sync_playwright
+from page import Page, tell
 
-URL, BASE, SHOTS, CHROMIUM, _, RENDERER = sys.argv[1:7]
+RENDERER = sys.argv[6]
 SMALL = {"EmptyLatentImage": [128, 128], "KSampler": [None, None, 2]}      # so that a CPU draws in seconds
 SET = """small => { for (const node of app.graph.nodes) (small[node.type] ?? []).forEach((value, place) => {
   if (value !== null) node.widgets[place].value = value; }); }"""
@@ -63,16 +60,5 @@ def visit(page: Page) -> dict:
             "tabs": page.page.locator(".workflow-tab, [data-testid=workflow-tab]").all_inner_texts()}
 
 
-def main() -> None:
-    with sync_playwright() as playwright:
-        page = Page(playwright, URL, RENDERER == "nodes2", Path(SHOTS), CHROMIUM, settings={})
-        try:
-            found = visit(page)
-        except Exception:
-            page.shot("failed")
-            raise
-        print("FOUND " + json.dumps({**found, "log": page.log}))
-
-
 if __name__ == "__main__":
-    main()
+    tell(visit, RENDERER == "nodes2", settings={})

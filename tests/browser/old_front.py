@@ -1,14 +1,12 @@
 """The pack on an older front end, or on one without a hook it would like: plain widgets do. Usage as person.py."""
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-from page import Page
-from playwright.sync_api import sync_playwright
+from page import Page, tell
 
-URL, BASE, SHOTS, CHROMIUM, _, NAME = sys.argv[1:7]
+BASE, NAME = sys.argv[2], sys.argv[6]
 HERE = Path(__file__).resolve().parent
 QUANTIZER = 7
 # As if the front end could not put elements into nodes: the pack's extension is shown nodes without that hook.
@@ -44,16 +42,5 @@ def visit(page: Page) -> dict:
                                                   (Path(BASE) / "models" / "vq_checkpoints").glob("*.safetensors"))}
 
 
-def main() -> None:
-    with sync_playwright() as playwright:
-        page = Page(playwright, URL, False, Path(SHOTS), CHROMIUM)
-        try:
-            found = visit(page)
-        except Exception:
-            page.shot("failed")
-            raise
-        print("FOUND " + json.dumps({**found, "log": page.log}))
-
-
 if __name__ == "__main__":
-    main()
+    tell(visit, vue=False)

@@ -1,10 +1,12 @@
 """One browser page on a ComfyUI, driven by mouse and keyboard; JavaScript is only used to look. Needs playwright."""
 from __future__ import annotations
 
+import json
+import sys
 import time
 from pathlib import Path
 
-from playwright.sync_api import TimeoutError
+from playwright.sync_api import TimeoutError, sync_playwright
 
 READY = ("!!(window.app?.vueAppReady && window.app.graph && "
          "window.LiteGraph?.registered_node_types?.VQQuantizeCheckpoint)")
@@ -147,3 +149,18 @@ class Page:
 
     def close(self) -> None:
         self._browser.close()
+
+
+def tell(visit, vue: bool, settings: dict | None = None) -> None:
+    """What visit(page) -> dict found, and the page's log, as the line `FOUND {json}`; arguments as in person.py."""
+    url, _, shots, chromium = sys.argv[1:5]
+    with sync_playwright() as playwright:
+        page = Page(playwright, url, vue, Path(shots), chromium, settings)
+        try:
+            found = visit(page)
+        except Exception:
+            page.shot("failed")
+            raise
+        finally:
+            page.close()
+    print("FOUND " + json.dumps({**found, "log": page.log}))

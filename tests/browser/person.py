@@ -4,17 +4,15 @@ SERVER_PID RENDERER; prints one line `FOUND {json}`. Not imported by pytest: it 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from page import PATIENCE, Page
-from playwright.sync_api import sync_playwright
+from page import PATIENCE, Page, tell
 
-URL, BASE, SHOTS, CHROMIUM, SERVER, RENDERER = sys.argv[1], *map(Path, sys.argv[2:4]), *sys.argv[4:7]
+URL, BASE, SERVER, RENDERER = sys.argv[1], Path(sys.argv[2]), *sys.argv[5:7]
 HERE = Path(__file__).resolve().parent
 FOLDER = BASE / "models" / "vq_checkpoints"
 SLIDER = "input[type=range]"
@@ -246,25 +244,13 @@ def measured(page: Page) -> dict:
     return found
 
 
-def story(playwright, vue: bool) -> dict:
-    page = Page(playwright, URL, vue, SHOTS, CHROMIUM)
-    try:
-        found = {"vue": page.page.evaluate("LiteGraph.vueNodesMode === true")}
-        for step in (to_a_picture, cancelled, in_a_node, in_a_subgraph, reloaded, measured, closed, deleted,
-                     filled):
-            found[step.__name__] = step(page)
-        return {**found, "log": page.log}
-    except Exception:
-        page.shot("failed")
-        raise
-    finally:
-        page.close()
-
-
-def main() -> None:
-    with sync_playwright() as playwright:
-        print("FOUND " + json.dumps(story(playwright, RENDERER == "nodes2")))
+def story(page: Page) -> dict:
+    """All of it."""
+    found = {"vue": page.page.evaluate("LiteGraph.vueNodesMode === true")}
+    for step in (to_a_picture, cancelled, in_a_node, in_a_subgraph, reloaded, measured, closed, deleted, filled):
+        found[step.__name__] = step(page)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    tell(story, RENDERER == "nodes2")
