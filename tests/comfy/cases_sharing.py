@@ -20,6 +20,9 @@ class Silent:
     def say(self, text):
         pass
 
+    def preview(self, picture):
+        pass
+
 
 def case_graph() -> dict:
     """Quantize (VQ) on the testbed, which is complete, with the flag off and on."""
