@@ -1,7 +1,7 @@
 """Work of a moment during which Python's garbage collector rests.
 
-Many small objects made at once set off its full round, which walks everything that torch and ComfyUI hold: a quarter of
-a second amid an estimate of 0.05 s (benchmarks/estimate_latency.py). Counting references frees them without it.
+Many small objects made at once set off its full round, which walks everything that torch and ComfyUI hold and takes
+longer than an estimate does (benchmarks/estimate_latency.py). Counting references frees them without it.
 """
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ def test_another_one_waits_and_shows_nothing_of_the_first(found):
 
 def test_it_can_be_asked_again(found):
     assert found["again"]["state"] == "done" and found["again"]["file"] == "made.safetensors"
+    assert found["again"]["picture"] == ""              # another one has been drawn since, and it is not shown for this
 
 
 def test_a_job_that_was_done_already_names_its_file(found):

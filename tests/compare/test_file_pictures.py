@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 from vqpack.vq_core.adapters.file import base_id
@@ -20,6 +19,7 @@ from vqpack.vq_core.compare.pictures import figures_of, make_png
 from vqpack.vq_core.container import Reader
 from vqpack.vq_core.errors import FormatError
 
+from .test_file_page import Tags
 from .test_gallery import RUN, SETTINGS, UNET, kept, pair
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>\u202e\u2066\x00\n'
@@ -39,18 +39,6 @@ def test_a_file_is_known_by_its_header_whatever_is_written_into_it(files, report
     (drawing,) = drawn_here(tmp_path / "root", files["eight"])
     assert [found.b for found in drawing.pairs] == [make_png(pair()[1])]
     assert drawn_here(tmp_path / "root", files["two"]) == []
-
-
-class Tags(HTMLParser):
-    """Tags and attributes of a page."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.found = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
 
 
 def shown(tmp_path, monkeypatch, run: Run = RUN) -> str:

@@ -24,8 +24,8 @@ from .gallery_record import Run, read_run
 from .output import write_bytes
 from .pictures import make_png, png_size
 
-# Worst case, 32 pictures of noise at 1024 pixels: 100 MB on the disk, a page of 135 MB that Chromium shows after 10 s
-# on two busy CPU cores. Drawn pictures are about half as large, and most runs draw one.
+# So that a page stays one that a browser shows: at worst 32 pictures, which at 1024 pixels cannot exceed 3.1 MB each
+# (3 bytes a pixel) and a third more in the page. Most runs draw one picture.
 MOST_RUNS, MOST_PICTURES = 4, 4            # newest runs of a file; pictures of each model in a run, all are measured
 MOST_FILES = 16                            # files with pictures; those drawn with longest ago are forgotten
 MOST_SIDE = 2048                           # pixels; larger pictures are kept smaller, as a page shows them anyway
